@@ -1,6 +1,9 @@
-"""Settings of a training run: four dataclasses, read from Python, a dict or YAML, checked in one place.
+"""Settings of a training run: five dataclasses, read from Python, a dict or YAML, checked in one place.
 
-Config(data, model, training) -> validate() -> trainer
+Config(data, model, training, augmentation) -> validate() -> resolved() -> trainer
+
+What is ``None`` is left to the preset of the training mode (``presets.py``); :meth:`Config.resolved` puts the
+numbers in, so that the settings that a run stores are complete.
 
 Attributes are plain and mutable (``config.training.max_epochs = 5``); what is assigned is checked when
 it is used, by :meth:`Config.validate`, which the trainer calls before any other work. A name that does
@@ -8,11 +11,13 @@ not exist is refused at once, so a misspelt setting never goes unnoticed. This f
 nor pandas: the command line reads it to print its help.
 """
 
+import copy
 import dataclasses
 import difflib
 import math
 import numbers
 import os
+import re
 import types
 import typing
 import warnings
@@ -23,9 +28,24 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from beats_trainer.constants import NUM_MEL_BINS, SAMPLE_RATE
 from beats_trainer.errors import ConfigError
+from beats_trainer.presets import PRESETS, Mode, Preset
 
-__all__ = ["Config", "DataConfig", "ModelConfig", "TrainingConfig"]
+__all__ = [
+    "AugmentationConfig",
+    "Config",
+    "DataConfig",
+    "ModelConfig",
+    "TrainingConfig",
+    "is_multi_label",
+    "settled",
+]
 
+Task = Literal["single", "multi"]
+"""One class per clip, or any number of them."""
+
+T = TypeVar("T")
+
+_LOGGERS = ("csv", "tensorboard", "wandb", "mlflow")
 _PRECISION_NAMES: dict[str, str] = {
     "auto": "auto",
     **dict.fromkeys(("float32", "fp32", "32", "32-true"), "float32"),
@@ -48,7 +68,7 @@ _ARCHITECTURE_FIELDS = (
 
 
 class _Settings:
-    """What the four dataclasses share: only declared names can be set, paths are kept as text."""
+    """What the dataclasses share: only declared names can be set, paths are kept as text."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in _field_names(type(self)):
@@ -70,6 +90,44 @@ class DataConfig(_Settings):
     """Column of the CSV or table that names the audio files."""
     label_column: str = "category"
     """Column of the CSV or table that holds the class labels."""
+    multi_label: bool = False
+    """Whether a clip may have any number of classes, each scored for itself (sigmoid). Implied by
+    ``label_delimiter``, ``label_columns`` and ``annotations``."""
+    label_delimiter: str | None = None
+    """What separates several labels of one clip, in the table or in the names of class folders, such as
+    ``";"`` or ``","``. ``-name`` says that a class is known to be absent, ``?name`` that it is unknown."""
+    label_columns: list[str] | None = None
+    """Columns of the table that each say of one class whether it is there: 1, 0, or blank for unknown."""
+    background_labels: list[str] = field(default_factory=lambda: ["background"])
+    """Labels that mean "none of the classes"; only where clips may have any number of them."""
+    unlisted_labels: Literal["absent", "unknown"] = "absent"
+    """What a clip says of the classes that it does not name; unknown ones are left out of the loss."""
+    group_column: str | None = None
+    """Column that says which clips belong together, such as a recording, a site or a speaker: they stay in one
+    part of any split. ``None`` takes ``group``, ``src_file`` or ``fsID`` where the table has one, and
+    the recording where clips are parts of one."""
+    group_pattern: str | None = None
+    """Regular expression that finds the group in a clip's path: its group named ``group``, else its first
+    group, else the whole match."""
+    split_column: str = "split"
+    """Column that says train, val or test."""
+    fold_column: str = "fold"
+    """Column of the official folds."""
+    folds: int | str | None = None
+    """Cross-validation: ``"official"`` for the folds of ``fold_column``, a number for so many folds made
+    of whole groups, ``"groups"`` to leave out one group at a time; ``None`` trains once."""
+    annotations: str | os.PathLike[str] | None = None
+    """Raven selection tables, Audacity labels or a CSV with start and end times: a file, or a folder of them.
+    Recordings are cut into windows that are labelled by what they overlap; ``data_dir`` is where they are."""
+    window_s: float = 5.0
+    """Seconds of a window that is cut from an annotated recording."""
+    hop_s: float | None = None
+    """Seconds between the starts of two such windows; ``None``: they do not overlap."""
+    min_overlap_s: float = 0.25
+    """Seconds that an annotation must overlap a window to label it (or lie in it whole). With less, the
+    class is unknown there."""
+    max_empty_ratio: float | None = None
+    """Most windows without any annotation that are kept, as a multiple of those with; ``None`` keeps all."""
     audio_extensions: list[str] | None = None
     """Endings of the files that count as audio, such as ``[".wav"]``; ``None``: all that can be read."""
     sample_rate: int = SAMPLE_RATE
@@ -80,8 +138,9 @@ class DataConfig(_Settings):
     """Share to choose the best epoch on; 0 for none."""
     test_split: float = 0.1
     """Share to report the final result on; 0 for none."""
-    batch_size: int = 32
-    """Clips per optimisation step, before ``accumulate_grad_batches``."""
+    batch_size: int | None = None
+    """Clips per optimisation step, before ``accumulate_grad_batches``, over all processes together; ``None``
+    takes the mode's preset."""
     num_workers: int = 4
     """Processes or threads that read audio ahead of the network."""
     max_duration_s: float | None = None
@@ -95,6 +154,11 @@ class ModelConfig(_Settings):
 
     model_path: str | os.PathLike[str] | None = None
     """Checkpoint name or path to start from; ``None`` for BEATs_iter3_plus_AS2M."""
+    mode: Mode | None = None
+    """What is trained: ``head`` (a head on frozen embeddings), ``attentive`` (learned pooling over the tokens of
+    all layers, and a head), ``lora`` (low-rank adapters), ``full`` (every weight), ``scratch`` (every weight,
+    from random ones). ``None`` reads it from ``train_from_scratch``, ``freeze_backbone`` and
+    ``fine_tune_backbone``, as in the library that these names come from."""
     num_classes: int | None = None
     """Number of classes expected in the data; ``None`` takes what is there."""
     train_from_scratch: bool = False
@@ -124,7 +188,26 @@ class ModelConfig(_Settings):
     activation: Literal["relu", "gelu"] = "relu"
     """After each hidden layer of the head."""
     pooling: Literal["mean", "max", "first", "last"] = "mean"
-    """How a clip's tokens become one embedding."""
+    """How a clip's tokens become one embedding; mode ``attentive`` learns it instead."""
+    attention_pooling_heads: int | None = None
+    """Heads of the learned pooling; ``None`` takes as many as the encoder has."""
+    cache_gb: float = 4.0
+    """Memory in GB that the cached tokens of mode ``attentive`` may take; where they need more, the frozen
+    network is run in every epoch."""
+    lora_rank: int = 8
+    """Rank of the adapters of mode ``lora``."""
+    lora_alpha: float = 16.0
+    """Adapters are scaled by ``lora_alpha / lora_rank``."""
+    lora_dropout: float = 0.0
+    """Dropout before each adapter."""
+    lora_targets: list[str] = field(
+        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
+    )
+    """Linear layers of each encoder layer that get an adapter."""
+    fbank_mean: float | None = None
+    """Mean of the log-mel filterbank to subtract; ``None``: 15.41663, of AudioSet."""
+    fbank_std: float | None = None
+    """Half of what the filterbank is divided by; ``None``: 6.55582, of AudioSet."""
     encoder_layerdrop: float = 0.0
     """Probability of skipping an encoder layer while training. From scratch only, as all that follow."""
     conv_pos: int = 128
@@ -141,21 +224,34 @@ class ModelConfig(_Settings):
             self.freeze_backbone, self.fine_tune_backbone = False, True
 
     @property
-    def trains_backbone(self) -> bool:
-        """Whether the encoder is trained, or only the head: the one answer from three settings.
+    def resolved_mode(self) -> Mode:
+        """What is trained: ``mode``, or the one answer from the three older settings.
 
-        From scratch it always is. ``freeze_backbone=False`` alone also means that it is, as examples
-        of the library that these names come from have it.
+        ``freeze_backbone=False`` alone also means that the whole network is trained, as examples of the
+        library that these names come from have it.
 
         Raises:
-            ConfigError: If ``freeze_backbone`` and ``fine_tune_backbone`` are both true.
+            ConfigError: If the settings contradict each other.
 
         Example:
-            >>> ModelConfig(freeze_backbone=False, fine_tune_backbone=True).trains_backbone
-            True
+            >>> ModelConfig(freeze_backbone=False, fine_tune_backbone=True).resolved_mode
+            'full'
         """
+        if self.mode is not None:
+            is_full = self.fine_tune_backbone or not self.freeze_backbone
+            asked = "scratch" if self.train_from_scratch else "full" if is_full else None
+            if (
+                asked is not None
+                and asked != self.mode
+                and (asked, self.mode) != ("full", "scratch")
+            ):
+                raise ConfigError(
+                    f"model.mode is {self.mode!r}, but train_from_scratch, fine_tune_backbone and "
+                    f"freeze_backbone say {asked!r}. Set model.mode alone: it says all of it."
+                )
+            return self.mode
         if self.train_from_scratch:
-            return True
+            return "scratch"
         if self.freeze_backbone and self.fine_tune_backbone:
             raise ConfigError(
                 "model.freeze_backbone and model.fine_tune_backbone are both true, and contradict "
@@ -163,7 +259,20 @@ class ModelConfig(_Settings):
                 "fine_tune_backbone=True; to train only the head set freeze_backbone=True and "
                 "fine_tune_backbone=False."
             )
-        return not self.freeze_backbone
+        return "head" if self.freeze_backbone else "full"
+
+    @property
+    def trains_backbone(self) -> bool:
+        """Whether every weight of the encoder is trained.
+
+        Raises:
+            ConfigError: If the settings contradict each other.
+
+        Example:
+            >>> ModelConfig(mode="lora").trains_backbone
+            False
+        """
+        return self.resolved_mode in ("full", "scratch")
 
     def architecture_settings(self) -> dict[str, Any]:
         """Arguments of ``beats_trainer.model.Architecture`` for training from scratch.
@@ -173,7 +282,13 @@ class ModelConfig(_Settings):
             2
         """
         sizes = {name: getattr(self, name) for name in _ARCHITECTURE_FIELDS}
-        return sizes | {"dropout": self.dropout_rate, "attention_dropout": self.dropout_rate}
+        statistics = {
+            name: getattr(self, name)
+            for name in ("fbank_mean", "fbank_std")
+            if getattr(self, name) is not None
+        }
+        dropout = {"dropout": self.dropout_rate, "attention_dropout": self.dropout_rate}
+        return sizes | statistics | dropout
 
 
 @dataclass
@@ -181,22 +296,39 @@ class TrainingConfig(_Settings):
     """How the weights are fitted, and what of a run is kept."""
 
     learning_rate: float | None = None
-    """Peak learning rate; ``None`` chooses by what is trained, see :meth:`Config.resolved_learning_rate`."""
-    weight_decay: float = 0.01
-    """Decoupled weight decay (L2 penalty for ``adam`` and ``sgd``)."""
-    max_epochs: int = 50
-    """Passes over the training clips at most."""
-    patience: int = 10
-    """Epochs without a better ``monitor_metric`` after which training stops early."""
+    """Peak learning rate; ``None`` takes the mode's preset."""
+    weight_decay: float | None = None
+    """Decoupled weight decay (L2 penalty for ``adam`` and ``sgd``); ``None`` takes the mode's preset."""
+    max_epochs: int | None = None
+    """Passes over the training clips at most; ``None`` takes the mode's preset."""
+    patience: int | None = None
+    """Epochs without a better ``monitor_metric`` after which training stops early; ``None`` takes the mode's
+    preset."""
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     """Optimiser; ``sgd`` has momentum 0.9."""
     scheduler: Literal["cosine", "step", "constant"] | None = "cosine"
     """Learning rate after the warm-up: down to 0 along a cosine, times 0.1 every 30 epochs, or constant
     (``None`` too)."""
-    loss_function: Literal["cross_entropy"] = "cross_entropy"
-    """What is minimised."""
-    monitor_metric: str = "val_accuracy"
-    """Validation metric that chooses the best epoch; a loss is minimised, anything else maximised."""
+    loss_function: Literal["auto", "cross_entropy", "bce", "focal", "asymmetric"] = "auto"
+    """What is minimised. ``auto``: cross entropy where a clip has one class, else binary cross entropy of each
+    class (``bce``). ``focal`` weighs easy clips down, ``asymmetric`` easy absent classes."""
+    focal_gamma: float = 2.0
+    """Exponent of the focal loss (arXiv 1708.02002)."""
+    class_weights: Literal["none", "inverse", "effective"] = "none"
+    """Weigh the loss of rare classes up: by the inverse of their number of clips, or by the inverse of their
+    effective number (class-balanced loss, arXiv 1901.05555). The mean weight of a clip is 1."""
+    sampling: Literal["all", "class_balanced"] = "all"
+    """Which clips an epoch hears: each one once, or as many, drawn so that every class comes up equally often."""
+    label_smoothing: float = 0.0
+    """Share of a target that is spread over all classes."""
+    monitor_metric: str | None = None
+    """Validation metric that chooses the best epoch; a loss is minimised, anything else maximised. ``None``:
+    ``val_accuracy``, or ``val_map`` where clips may have any number of classes."""
+    calibrate: bool = True
+    """Whether the scale of the scores and the thresholds of the classes are fitted on the validation clips and
+    stored in the model."""
+    target_precision: float | None = None
+    """Precision that each class's threshold shall reach; ``None``: the threshold with the best F1."""
     gpus: int | None = None
     """Of the library that these names come from; has no effect. Use ``device``."""
     precision: str | int = "auto"
@@ -208,14 +340,21 @@ class TrainingConfig(_Settings):
     """Steps between two lines of the training log."""
     save_top_k: int = 1
     """Best checkpoints kept on disk; the last one is kept besides."""
-    warmup_ratio: float = 0.1
-    """Share of all steps over which the learning rate rises from 0 to its peak."""
-    layer_decay: float = 1.0
-    """Learning-rate factor per encoder layer, counted from the top; 1.0 trains all layers alike."""
+    loggers: list[str] = field(default_factory=lambda: ["csv", "tensorboard"])
+    """Where the course of training is logged besides ``history.csv``: ``csv``, ``tensorboard``, ``wandb``,
+    ``mlflow`` (the last two need their packages)."""
+    warmup_ratio: float | None = None
+    """Share of all steps over which the learning rate rises from 0 to its peak; ``None`` takes the mode's
+    preset."""
+    layer_decay: float | None = None
+    """Learning-rate factor per encoder layer, counted from the top; 1.0 trains all layers alike. ``None``
+    takes the mode's preset."""
     gradient_clip: float | None = 1.0
     """Largest norm of all gradients together; ``None`` does not clip."""
     accumulate_grad_batches: int = 1
     """Batches whose gradients are added up into one step."""
+    devices: int = 1
+    """Processes that train together (DDP): that many GPUs, or CPU processes."""
     device: str = "auto"
     """``"auto"`` (CUDA, then Apple's MPS, then CPU) or a name that torch knows, such as ``"cuda:1"``."""
 
@@ -227,7 +366,8 @@ class TrainingConfig(_Settings):
             >>> TrainingConfig(monitor_metric="val_loss").monitor_mode
             'min'
         """
-        return "min" if "loss" in self.monitor_metric or "error" in self.monitor_metric else "max"
+        name = self.monitor_metric or ""
+        return "min" if "loss" in name or "error" in name else "max"
 
     @property
     def precision_name(self) -> str:
@@ -250,16 +390,74 @@ class TrainingConfig(_Settings):
 
 
 @dataclass
+class AugmentationConfig(_Settings):
+    """How training clips are changed at random, another way in each epoch; off by default."""
+
+    gain_db: float = 0.0
+    """Louder or softer by up to so many decibels."""
+    roll: bool = False
+    """Whether clips are shifted in time, their end coming round to the start."""
+    polarity: bool = False
+    """Whether half of the clips are turned upside down (which no ear hears)."""
+    mixup_alpha: float = 0.0
+    """Mix pairs of waveforms, and their labels alike, in a ratio drawn from Beta(alpha, alpha); 0 does not."""
+    mixup_probability: float = 1.0
+    """Share of the clips that are mixed."""
+    background_dir: str | os.PathLike[str] | None = None
+    """Folder of recordings that are mixed into the clips as background."""
+    background_snr_db: list[float] = field(default_factory=lambda: [5.0, 20.0])
+    """Least and greatest ratio of clip to background, in decibels."""
+    background_probability: float = 0.5
+    """Share of the clips that get a background."""
+    num_time_masks: int = 0
+    """Stretches of time that are blanked in each filterbank (SpecAugment, arXiv 1904.08779)."""
+    max_time_mask: float = 0.1
+    """Longest such stretch, as a share of the clip."""
+    num_freq_masks: int = 0
+    """Bands of frequency that are blanked in each filterbank."""
+    max_freq_mask: int = 16
+    """Widest such band, in mel bins of 128."""
+
+    @property
+    def is_on(self) -> bool:
+        """Whether anything is changed at all.
+
+        Example:
+            >>> AugmentationConfig().is_on, AugmentationConfig(roll=True).is_on
+            (False, True)
+        """
+        return bool(
+            self.gain_db
+            or self.roll
+            or self.polarity
+            or (self.mixup_alpha and self.mixup_probability)
+            or self.background_dir
+            or self.num_time_masks
+            or self.num_freq_masks
+        )
+
+
+def settled(value: T | None) -> T:
+    """A setting that a preset has filled in by now, see :meth:`Config.resolved`.
+
+    Example:
+        >>> settled(Config(model=ModelConfig(mode="full")).resolved().training.max_epochs)
+        50
+    """
+    assert value is not None, "the config was not resolved"
+    return value
+
+
+@dataclass
 class Config(_Settings):
     """All settings of one training run.
 
     Example:
         >>> config = Config(experiment_name="birds", training=TrainingConfig(max_epochs=5))
-        >>> config.model.freeze_backbone = False
-        >>> config.model.fine_tune_backbone = True
+        >>> config.model.mode = "full"
         >>> config.validate()
         >>> config.resolved_learning_rate()
-        5e-05
+        0.0001
     """
 
     data: DataConfig = field(default_factory=DataConfig)
@@ -268,25 +466,71 @@ class Config(_Settings):
     """Which network, and what of it is trained."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """How it is trained."""
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    """How training clips are changed at random."""
     experiment_name: str = "beats_experiment"
     """Name of the folder that the run's files go to."""
     seed: int = 42
     """Of the split, the initial weights and the order of the clips."""
 
     def resolved_learning_rate(self) -> float:
-        """The peak learning rate: as set, or the default for what is trained.
+        """The peak learning rate: as set, or that of the mode's preset.
 
-        Returns:
-            1e-3 for a head on a frozen backbone, 5e-5 for fine-tuning, 5e-4 from scratch.
+        Raises:
+            ConfigError: If the settings contradict each other about what is trained.
+
+        Example:
+            >>> Config(model=ModelConfig(mode="attentive")).resolved_learning_rate()
+            0.0013
+        """
+        if self.training.learning_rate is not None:
+            return float(self.training.learning_rate)
+        return self.preset().learning_rate
+
+    def preset(self) -> Preset:
+        """What the mode sets where the user has set nothing.
 
         Raises:
             ConfigError: If the settings contradict each other about what is trained.
         """
-        if self.training.learning_rate is not None:
-            return float(self.training.learning_rate)
-        if self.model.train_from_scratch:
-            return 5e-4
-        return 5e-5 if self.model.trains_backbone else 1e-3
+        return PRESETS[self.model.resolved_mode]
+
+    def resolved(self, task: Task = "single") -> "Config":
+        """A copy in which nothing is left open: the mode's preset in place of every ``None``.
+
+        Args:
+            task: ``"single"`` where each clip has exactly one class, ``"multi"`` where it has any number.
+
+        Raises:
+            ConfigError: If the settings contradict each other.
+
+        Example:
+            >>> Config(model=ModelConfig(mode="lora")).resolved().training.learning_rate
+            0.0005
+        """
+        config = copy.deepcopy(self)
+        mode, preset = self.model.resolved_mode, self.preset()
+        model, training = config.model, config.training
+        model.mode = mode
+        model.train_from_scratch = mode == "scratch"
+        model.fine_tune_backbone = mode in ("full", "scratch")
+        model.freeze_backbone = not model.fine_tune_backbone
+        training.learning_rate = config.resolved_learning_rate()
+        for name in ("weight_decay", "layer_decay", "max_epochs", "patience", "warmup_ratio"):
+            if getattr(training, name) is None:
+                setattr(training, name, getattr(preset, name))
+        if config.data.batch_size is None:
+            config.data.batch_size = preset.batch_size
+        if training.loss_function == "auto":
+            training.loss_function = "cross_entropy" if task == "single" else "bce"
+        if training.monitor_metric is None:
+            training.monitor_metric = "val_accuracy" if task == "single" else "val_map"
+        if task == "multi" and training.loss_function == "cross_entropy":
+            raise ConfigError(
+                "training.loss_function='cross_entropy' needs clips of exactly one class each, but these may "
+                "have any number of them. Use 'bce', 'focal' or 'asymmetric', or leave it out."
+            )
+        return config
 
     def validate(self) -> None:
         """Check every setting: its type, its range, and how it fits the others.
@@ -336,8 +580,8 @@ trained at that rate. Files of any rate are resampled to it, there is nothing to
         """Build and validate a config from nested mappings; what is left out keeps its default.
 
         Args:
-            settings: Keys ``data``, ``model``, ``training`` (each a mapping, or the dataclass),
-                ``experiment_name`` and ``seed``. Numbers may be text, as YAML reads ``5e-5``.
+            settings: Keys ``data``, ``model``, ``training``, ``augmentation`` (each a mapping, or the
+                dataclass), ``experiment_name`` and ``seed``. Numbers may be text, as YAML reads ``5e-5``.
 
         Raises:
             ConfigError: If a key is unknown, or a value has a wrong type or range.
@@ -379,10 +623,11 @@ _SECTIONS: dict[str, type[_Settings]] = {
     "data": DataConfig,
     "model": ModelConfig,
     "training": TrainingConfig,
+    "augmentation": AugmentationConfig,
     "": Config,
 }
 
-T = TypeVar("T", bound=_Settings)
+S = TypeVar("S", bound=_Settings)
 
 
 def _field_names(owner: type[_Settings]) -> list[str]:
@@ -413,7 +658,7 @@ def _unknown_setting(name: str, owner: type[_Settings]) -> str:
     )
 
 
-def _build(owner: type[T], settings: Any, section: str) -> T:
+def _build(owner: type[S], settings: Any, section: str) -> S:
     """Make a dataclass from a mapping, bringing each value to its field's type."""
     if isinstance(settings, owner):
         return settings
@@ -491,7 +736,8 @@ def _described(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(str(choice) for choice in get_args(kind))
     if get_origin(kind) is list:
-        return f"a list of {'whole numbers' if get_args(kind)[0] is int else 'texts'}"
+        items = {int: "whole numbers", float: "numbers"}.get(get_args(kind)[0], "texts")
+        return f"a list of {items}"
     if get_origin(kind) is os.PathLike:
         return "a path"
     names = {type(None): "null", bool: "true or false", int: "a whole number", str: "text"}
@@ -530,14 +776,19 @@ def _type_problems(config: Config) -> Iterator[str]:
 
 def _range_problems(config: Config) -> Iterator[str]:
     data, model, training = config.data, config.model, config.training
+    augmentation = config.augmentation
     at_least = [
         (1, "data", ("batch_size",)),
         (0, "data", ("num_workers",)),
         (1, "model", (*_ARCHITECTURE_FIELDS[:6], "conv_pos", "conv_pos_groups")),
         (2, "model", ("num_classes",)),
-        (0, "training", ("weight_decay",)),
+        (1, "model", ("lora_rank", "attention_pooling_heads")),
+        (0, "model", ("cache_gb",)),
+        (0, "training", ("weight_decay", "focal_gamma")),
         (1, "training", ("max_epochs", "patience", "log_every_n_steps", "save_top_k")),
-        (1, "training", ("accumulate_grad_batches",)),
+        (1, "training", ("accumulate_grad_batches", "devices")),
+        (0, "data", ("min_overlap_s", "max_empty_ratio")),
+        (0, "augmentation", ("gain_db", "mixup_alpha", "num_time_masks", "num_freq_masks")),
         (0, "", ("seed",)),
     ]
     for smallest, section, names in at_least:
@@ -549,17 +800,37 @@ def _range_problems(config: Config) -> Iterator[str]:
         ("data.max_duration_s", data.max_duration_s),
         ("training.learning_rate", training.learning_rate),
         ("training.gradient_clip", training.gradient_clip),
+        ("data.window_s", data.window_s),
+        ("data.hop_s", data.hop_s),
+        ("model.lora_alpha", model.lora_alpha),
+        ("model.fbank_std", model.fbank_std),
     ):
         if positive is not None and positive <= 0:
             yield f"{where} must be above 0 (or null), not {positive}."
     for where, share in (
         ("model.dropout_rate", model.dropout_rate),
         ("model.encoder_layerdrop", model.encoder_layerdrop),
+        ("model.lora_dropout", model.lora_dropout),
         ("training.warmup_ratio", training.warmup_ratio),
+        ("training.label_smoothing", training.label_smoothing),
     ):
-        if not 0 <= share < 1:
+        if share is not None and not 0 <= share < 1:
             yield f"{where} must be from 0 up to, not including, 1, not {share}."
-    if not 0 < training.layer_decay <= 1:
+    for where, share in (
+        ("augmentation.mixup_probability", augmentation.mixup_probability),
+        ("augmentation.background_probability", augmentation.background_probability),
+        ("augmentation.max_time_mask", augmentation.max_time_mask),
+    ):
+        if not 0 <= share <= 1:
+            yield f"{where} must be from 0 to 1, not {share}."
+    if training.target_precision is not None and not 0 < training.target_precision <= 1:
+        yield (
+            "training.target_precision must be above 0 and at most 1, "
+            f"not {training.target_precision}."
+        )
+    yield from _label_problems(data)
+    yield from _augmentation_problems(augmentation)
+    if training.layer_decay is not None and not 0 < training.layer_decay <= 1:
         yield f"training.layer_decay must be above 0 and at most 1, not {training.layer_decay}."
 
     splits = (data.train_split, data.val_split, data.test_split)
@@ -580,20 +851,76 @@ def _range_problems(config: Config) -> Iterator[str]:
             "experiment_name must be usable as the name of one folder, "
             f"not {config.experiment_name!r}."
         )
-    if not training.monitor_metric.startswith("val_"):
+    unknown = [name for name in training.loggers if name not in _LOGGERS]
+    if unknown:
+        yield f"training.loggers must be among {', '.join(_LOGGERS)}, not {', '.join(unknown)}."
+    known = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+    strange = [name for name in model.lora_targets if name not in known]
+    if strange or not model.lora_targets:
+        yield f"model.lora_targets must be among {', '.join(known)}, not {model.lora_targets}."
+    if data.batch_size is not None and data.batch_size % training.devices:
+        yield (
+            f"data.batch_size ({data.batch_size}) must be a multiple of training.devices "
+            f"({training.devices}): each process takes its share of a batch."
+        )
+    if training.monitor_metric is not None and not training.monitor_metric.startswith("val_"):
         yield (
             "training.monitor_metric must be a validation metric such as val_accuracy, val_f1 or "
             f"val_loss, not {training.monitor_metric!r}."
         )
     if model.hidden_dims is not None and any(width < 1 for width in model.hidden_dims):
         yield f"model.hidden_dims must be widths of at least 1, not {model.hidden_dims}."
-    for question in ("precision_name", "trains_backbone"):
+    for question in ("precision_name", "resolved_mode"):
         try:
             getattr(training if question == "precision_name" else model, question)
         except ConfigError as error:
             yield str(error)
-    if model.train_from_scratch:
+    if model.train_from_scratch or model.mode == "scratch":
         yield from _architecture_problems(model)
+
+
+def _label_problems(data: DataConfig) -> Iterator[str]:
+    given = [
+        name for name in ("label_delimiter", "label_columns", "annotations") if getattr(data, name)
+    ]
+    if len(given) > 1:
+        yield f"data.{' and data.'.join(given)} each say where labels come from: set one of them."
+    if data.label_delimiter == "":
+        yield "data.label_delimiter must be at least one character, such as ';'."
+    if data.group_column is not None and data.group_pattern is not None:
+        yield "data.group_column and data.group_pattern both say what belongs together: set one."
+    if data.group_pattern is not None:
+        try:
+            re.compile(data.group_pattern)
+        except re.error as error:
+            yield f"data.group_pattern is not a regular expression ({error}): {data.group_pattern!r}."
+    folds = data.folds
+    if isinstance(folds, str) and folds not in ("official", "groups"):
+        yield f"data.folds must be official, groups or a number of at least 2, not {folds!r}."
+    if isinstance(folds, int) and folds < 2:
+        yield f"data.folds must be at least 2, not {folds}: one part is tested, the others train."
+    if data.hop_s is not None and data.hop_s > data.window_s:
+        yield (
+            f"data.hop_s ({data.hop_s}) must be at most data.window_s ({data.window_s}): what lies "
+            "between two windows would be lost."
+        )
+
+
+def _augmentation_problems(augmentation: AugmentationConfig) -> Iterator[str]:
+    snr = augmentation.background_snr_db
+    if len(snr) != 2 or snr[0] > snr[1]:
+        yield (
+            "augmentation.background_snr_db must be two numbers, the least and the greatest, "
+            f"not {snr}."
+        )
+    if not 0 <= augmentation.max_freq_mask <= NUM_MEL_BINS:
+        yield (
+            f"augmentation.max_freq_mask must be from 0 to {NUM_MEL_BINS} mel bins, "
+            f"not {augmentation.max_freq_mask}."
+        )
+    folder = augmentation.background_dir
+    if folder is not None and not os.path.isdir(folder):
+        yield f"augmentation.background_dir is no folder: {os.path.abspath(folder)}."
 
 
 def _architecture_problems(model: ModelConfig) -> Iterator[str]:
@@ -610,20 +937,20 @@ def _architecture_problems(model: ModelConfig) -> Iterator[str]:
 
 def _settings_without_effect(config: Config) -> Iterator[str]:
     model, training = config.model, config.training
-    if model.train_from_scratch and model.model_path is not None:
+    mode = model.resolved_mode
+    if mode == "scratch" and model.model_path is not None:
         yield (
-            f"model.model_path ({model.model_path}) has no effect: model.train_from_scratch starts "
-            "from random weights. Set train_from_scratch=False to start from the checkpoint."
+            f"model.model_path ({model.model_path}) has no effect: training from scratch starts "
+            "from random weights. Set model.mode='full' to start from the checkpoint."
         )
-    if not model.train_from_scratch:
+    if mode != "scratch":
         defaults = ModelConfig()
-        changed = [
-            name for name in _ARCHITECTURE_FIELDS if getattr(model, name) != getattr(defaults, name)
-        ]
+        names = (*_ARCHITECTURE_FIELDS, "fbank_mean", "fbank_std")
+        changed = [name for name in names if getattr(model, name) != getattr(defaults, name)]
         if changed:
             yield (
                 f"{', '.join(f'model.{name}' for name in changed)} have no effect: the checkpoint "
-                "decides the architecture. Set model.train_from_scratch=True to choose it yourself."
+                "decides the architecture. Set model.mode='scratch' to choose it yourself."
             )
     if model.hidden_dims and not model.use_custom_head:
         yield (
@@ -635,16 +962,33 @@ def _settings_without_effect(config: Config) -> Iterator[str]:
             "model.use_custom_head has no effect: there are no hidden layers. Set "
             "model.hidden_dims, for example to [256]."
         )
-    if training.layer_decay != 1 and not model.trains_backbone:
+    if training.layer_decay not in (None, 1) and mode not in ("full", "scratch"):
         yield (
-            "training.layer_decay has no effect: the backbone is frozen. Set "
-            "model.freeze_backbone=False and model.fine_tune_backbone=True to train it."
+            "training.layer_decay has no effect: the backbone is frozen. Set model.mode='full' to "
+            "train it."
         )
     for name, value, neutral in (
         ("training.accumulate_grad_batches", training.accumulate_grad_batches, 1),
+        ("training.devices", training.devices, 1),
         ("data.max_duration_s", config.data.max_duration_s, None),
+        ("augmentation", config.augmentation.is_on, False),
     ):
-        if value != neutral and not model.trains_backbone:
-            yield f"{name} has no effect: a head on a frozen backbone is fitted on embeddings of whole clips."
+        if value != neutral and mode == "head":
+            yield (
+                f"{name} has no effect: a head on a frozen backbone is fitted on embeddings of whole "
+                "clips, which are made once."
+            )
+    if config.data.unlisted_labels != "absent" and not is_multi_label(config.data):
+        yield "data.unlisted_labels has no effect: each clip has exactly one class."
     if training.gpus is not None:
         yield "training.gpus has no effect: set training.device, for example to 'cuda' or 'cpu'."
+
+
+def is_multi_label(data: DataConfig) -> bool:
+    """Whether the settings say that a clip may have any number of classes.
+
+    Example:
+        >>> is_multi_label(DataConfig(label_delimiter=";"))
+        True
+    """
+    return data.multi_label or any((data.label_delimiter, data.label_columns, data.annotations))

@@ -1,6 +1,6 @@
 """`BEATsTrainer`: labelled sound in, trained classifier out.
 
-folder | CSV | DataFrame -> manifest -> splits -> [train -> model folder] -> evaluate, predict, embed
+folder | CSV | DataFrame | annotations -> manifest -> splits -> [train -> model folder] -> evaluate, predict
 
 The facade that joins the stations. A frozen backbone (the default) encodes each clip once and fits a head
 on the cached embeddings; a trained one goes through Lightning, which is imported only then.
@@ -20,40 +20,55 @@ import pandas as pd
 from tqdm import tqdm
 
 from beats_trainer.checkpoints import BEATsForAudioClassification, BEATsModel
-from beats_trainer.config import Config, DataConfig, ModelConfig, TrainingConfig
+from beats_trainer.config import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    TrainingConfig,
+    is_multi_label,
+)
 from beats_trainer.datasets import (
+    FoldSplit,
     Manifest,
     Splits,
+    Task,
     build_manifest,
     download_esc50,
+    fold_splits,
     load_csv_dataset,
     load_dataset,
     load_esc50,
     load_split_csvs,
     load_split_directories,
     load_urbansound8k,
+    read_annotations,
     scan_directory_dataset,
     split_manifest,
+    window_clips,
 )
 from beats_trainer.errors import BEATsTrainerError, ConfigError, DatasetError
 from beats_trainer.feature_extractor import BEATsFeatureExtractor
 from beats_trainer.model.precision import resolve_device, resolve_precision
 from beats_trainer.predictor import BEATsPredictor
-from beats_trainer.reports import SUMMARY_METRICS, ClassificationMetrics
+from beats_trainer.presets import Mode
+from beats_trainer.reports import Metrics, summary_names
+from beats_trainer.reports.html import write_report
 from beats_trainer.training.build import (
     build_classifier,
     build_encoder,
     require_base,
 )
-from beats_trainer.training.cached_head import FittedHead, fit_cached_head, score_embeddings
-from beats_trainer.training.embedded import EmbeddedSplit, embed_tables
-from beats_trainer.training.result import TrainResult
+from beats_trainer.training.cross_validation import cross_validate
+from beats_trainer.training.embedded import EmbeddingCache, encoding_batch_size
+from beats_trainer.training.report import class_balance, describe_training
+from beats_trainer.training.result import CrossValidationResult, TrainResult
 from beats_trainer.training.run_folder import SPLIT_NAMES, RunFolder
+from beats_trainer.training.session import Outcome, score_split, train_once
 
 if TYPE_CHECKING:
-    from beats_trainer.training.fit import FittedNetwork
+    from beats_trainer.training.augmentation import CustomAugmentation
 
-__all__ = ["BEATsTrainer", "TrainResult"]
+__all__ = ["BEATsTrainer", "CrossValidationResult", "TrainResult"]
 
 PathLike: TypeAlias = str | os.PathLike[str]
 
@@ -80,11 +95,17 @@ class BEATsTrainer:
         training_config: Replaces ``config.training``.
         experiment_name: Replaces ``config.experiment_name``.
         log_dir: Runs are saved as ``LOG_DIR/EXPERIMENT_NAME/version_N``; ``None`` means ``./logs``.
+        mode: What is trained: ``"head"``, ``"attentive"``, ``"lora"``, ``"full"`` or ``"scratch"``; replaces
+            ``config.model.mode``.
+        augment: Changes the waveform of each training clip, ``(samples, sample_rate) -> samples``, besides
+            what ``config.augmentation`` asks for: so any library's augmentation plugs in.
 
     Attributes:
         config: The settings in use.
         dataset: The checked table of clips; ``None`` for a loaded model that came without its data.
+        manifest: The checked table of all clips; ``None`` where ready `Splits` were given or loaded.
         splits: The clips for training, validation and testing.
+        task: ``"single"`` where each clip has exactly one class, ``"multi"`` where it has any number.
         labels: Class names, in the order of their ids.
         log_dir: Where runs are saved.
         device: Where the network runs.
@@ -112,6 +133,8 @@ class BEATsTrainer:
         training_config: TrainingConfig | None = None,
         experiment_name: str | None = None,
         log_dir: PathLike | None = None,
+        mode: Mode | None = None,
+        augment: "CustomAugmentation | None" = None,
     ) -> None:
         if isinstance(dataset, Config):
             if config is not None:
@@ -127,24 +150,53 @@ class BEATsTrainer:
                 setattr(self.config, name, copy.deepcopy(section))
         if experiment_name is not None:
             self.config.experiment_name = experiment_name
+        if mode is not None:
+            self.config.model.mode = mode
         if data_dir is not None:
             self.config.data.data_dir = data_dir
-        self._check_config()
+        self.augment = augment
         self.log_dir = Path("logs" if log_dir is None else log_dir)
         self._model: BEATsForAudioClassification | None = None
         self._is_trained = False
+        self._splits: Splits | None = None
+        self._folds: list[FoldSplit] | None = None
+        self.config.validate()
 
-        if dataset is None:
-            dataset = self._read_dataset()
-        self.splits: Splits | None = self._split(dataset)
-        self.labels = list(self.splits.labels)
+        if isinstance(dataset, Splits):
+            self.manifest: Manifest | None = None
+            self._splits = dataset
+            self.task: Task = dataset.task
+            self.labels = list(dataset.labels)
+        else:
+            self.manifest = self._checked(self._read_dataset() if dataset is None else dataset)
+            self.task = self.manifest.task
+            self.labels = list(self.manifest.labels)
+        self._check_config()
         expected = self.config.model.num_classes
         if expected is not None and expected != len(self.labels):
             raise ConfigError(
                 f"model.num_classes is {expected}, but the data has {len(self.labels)} classes "
                 f"({', '.join(self.labels[:5])}...). Leave it out to take what is there."
             )
+        if self.config.data.folds is None:
+            self._known_splits()  # what is wrong with them is found now
+        else:
+            self._known_folds(self.config.data.folds)
         require_base(self.config)  # last: it may be a download
+
+    @property
+    def splits(self) -> Splits | None:
+        """The clips for training, validation and testing; ``None`` for a model without its data."""
+        if self._splits is None and self.manifest is not None:
+            data = self.config.data
+            self._splits = split_manifest(
+                self.manifest, data.train_split, data.val_split, data.test_split, self.config.seed
+            )
+        return self._splits
+
+    @splits.setter
+    def splits(self, splits: Splits | None) -> None:
+        self._splits = splits
 
     @classmethod
     def from_directory(
@@ -159,6 +211,31 @@ class BEATsTrainer:
         """
         extensions = _data_settings(config, options).audio_extensions
         return cls(_scan_directory(data_dir, extensions), data_dir, config, **options)
+
+    @classmethod
+    def from_annotations(
+        cls,
+        annotations: PathLike,
+        recordings: PathLike | None = None,
+        config: Config | None = None,
+        **options: Any,
+    ) -> "BEATsTrainer":
+        """Train on annotated recordings: Raven selection tables, Audacity labels, or a CSV with times.
+
+        Recordings are cut into windows (``config.data.window_s``, ``hop_s``); a window has the classes of
+        the annotations that overlap it enough, and may have none. Windows of one recording stay in one
+        part of the split.
+
+        Args:
+            annotations: A table, or a folder of them.
+            recordings: Folder of the recordings; ``None`` looks beside the tables.
+            config: Settings.
+            **options: As for the class.
+        """
+        settings = copy.deepcopy(config) if config is not None else Config()
+        settings.data = copy.deepcopy(options.pop("data_config", None) or settings.data)
+        settings.data.annotations = annotations
+        return cls(None, recordings, settings, **options)
 
     @classmethod
     def from_csv(
@@ -187,9 +264,12 @@ class BEATsTrainer:
             csv_path,
             audio_column=audio_column or settings.audio_column,
             label_column=label_column or settings.label_column,
+            label_columns=settings.label_columns,
             data_dir=data_dir,
         )
-        return cls(build_manifest(table, data_dir), data_dir, config, **options)
+        return cls(
+            build_manifest(table, data_dir, **_label_settings(settings)), data_dir, config, **options
+        )
 
     @classmethod
     def from_dataframe(
@@ -218,6 +298,7 @@ class BEATsTrainer:
             data_dir=data_dir,
             audio_column=audio_column or settings.audio_column,
             label_column=label_column or settings.label_column,
+            **_label_settings(settings),
         )
         return cls(manifest, data_dir, config, **options)
 
@@ -228,20 +309,33 @@ class BEATsTrainer:
         config: Config | None = None,
         auto_download: bool = True,
         force_download: bool = False,
+        protocol: Literal["split", "folds"] = "split",
         **options: Any,
     ) -> "BEATsTrainer":
-        """Train on ESC-50 with its official folds: fold 5 for testing, fold 4 for validation.
+        """Train on ESC-50 with its official folds.
 
         Args:
             data_dir: The data set's root, or the folder that holds it or shall hold it.
             config: Settings.
             auto_download: Download the data set (600 MB) if it is not there.
             force_download: Download it in any case.
+            protocol: ``"split"``: for ``train()``, which tests on fold 5 and chooses the epoch on fold 4; one
+                figure, of one fold. ``"folds"``: for ``cross_validate()``, the data set's own protocol,
+                whose mean over five folds is what papers report.
             **options: As for the class.
+
+        Raises:
+            ConfigError: If there is no such protocol.
         """
+        if protocol not in ("split", "folds"):
+            raise ConfigError(f"protocol must be 'split' or 'folds', not {protocol!r}.")
         if force_download:
             download_esc50(data_dir, force_download=True)
         table = load_esc50(data_dir, auto_download=auto_download)
+        if protocol == "folds":
+            config = copy.deepcopy(config) if config is not None else Config()
+            config.data = copy.deepcopy(options.pop("data_config", None) or config.data)
+            config.data.folds = "official"
         return cls(build_manifest(table), None, config, **options)
 
     @classmethod
@@ -302,7 +396,9 @@ class BEATsTrainer:
         tables = load_split_directories(
             train_dir=train_dir, val_dir=val_dir, test_dir=test_dir, audio_extensions=extensions
         )
-        return cls(build_manifest(pd.concat(tables.values())), None, config, **options)
+        settings = _data_settings(config, options)
+        manifest = build_manifest(pd.concat(tables.values()), **_label_settings(settings))
+        return cls(manifest, None, config, **options)
 
     @classmethod
     def from_split_csvs(
@@ -337,7 +433,9 @@ class BEATsTrainer:
             audio_column=audio_column or settings.audio_column,
             label_column=label_column or settings.label_column,
         )
-        manifest = build_manifest(pd.concat(tables.values()), data_dir)
+        manifest = build_manifest(
+            pd.concat(tables.values()), data_dir, **_label_settings(settings)
+        )
         return cls(manifest, data_dir, config, **options)
 
     @classmethod
@@ -362,7 +460,11 @@ class BEATsTrainer:
         trainer.config = run.read_config() or Config()
         trainer.config.training.device = device
         trainer.labels = list(trainer._model.labels)
-        trainer.splits = run.read_splits(trainer.labels)
+        trainer.task = "single"
+        if trainer._model.activation == "sigmoid" and is_multi_label(trainer.config.data):
+            trainer.task = "multi"
+        trainer.manifest, trainer._folds, trainer.augment = None, None, None
+        trainer._splits = run.read_splits(trainer.labels, trainer.task)
         trainer.log_dir = Path("logs")
         trainer._check_config()
         return trainer
@@ -371,7 +473,8 @@ class BEATsTrainer:
     def model(self) -> BEATsForAudioClassification:
         """The classifier: trained, or as training starts from it (its head is random then)."""
         if self._model is None:
-            self._model = build_classifier(build_encoder(self.config), self.config, self.labels)
+            config = self._resolved()
+            self._model = build_classifier(build_encoder(config), config, self.labels, self.task)
             self._model.eval()
         return self._model
 
@@ -393,12 +496,13 @@ class BEATsTrainer:
     def dataset_stats(self) -> dict[str, Any]:
         """What there is to train on, as plain values."""
         splits = self._known_splits()
-        counts = pd.concat([self._table(name)["category"] for name in SPLIT_NAMES]).value_counts()
+        balance = class_balance(splits)
+        counts = {label: sum(part[label] for part in balance.values()) for label in self.labels}
         return {
             "num_classes": len(self.labels),
             "class_names": list(self.labels),
-            "total_samples": int(counts.sum()),
-            "class_distribution": {label: int(counts.get(label, 0)) for label in self.labels},
+            "total_samples": sum(len(self._table(name)) for name in SPLIT_NAMES),
+            "class_distribution": counts,
             **{f"{name}_samples": len(self._table(name)) for name in SPLIT_NAMES},
             "split": splits.how,
         }
@@ -410,12 +514,12 @@ class BEATsTrainer:
         verbose: bool = True,
         progress: bool | None = None,
     ) -> TrainResult:
-        """Train, save the model folder, and measure it on the test clips.
+        """Train, save the model folder and a report, and measure the model on the test clips.
 
         Args:
-            resume_from_checkpoint: ``last.ckpt`` of a run that was broken off, or its folder, or ``True``
-                for the experiment's latest; the run goes on in its own folder. Only for runs that train
-                the backbone: a head on a frozen one is fitted in seconds.
+            resume_from_checkpoint: A run that was broken off: its folder, its ``last.ckpt``, or ``True``
+                for the experiment's latest. It goes on in its own folder, and ends as it would have
+                without the break.
             verbose: Show a summary of a few lines at the end.
             progress: Show progress bars; ``None`` shows them on a terminal.
 
@@ -423,69 +527,48 @@ class BEATsTrainer:
             Where the model is, how good it is, and how it got there; reads like a dict.
 
         Raises:
-            CheckpointError: If the checkpoint to start from, or to resume, cannot be had.
+            CheckpointError: If the checkpoint to start from, or the run to resume, cannot be had.
             AudioError: If a recording cannot be read; names the file and the reason.
             BEATsTrainerError: If the loss stops being finite.
         """
         start = time.monotonic()
         splits = self._known_splits()
         self._check_config()  # settings are mutable: they may have changed since
-        config = self.config
+        config = self._resolved()
         interrupted = self._find_interrupted(resume_from_checkpoint)
+        if interrupted is not None:
+            interrupted.check_same_plan(config, splits)
         classifier = self._fresh_model()
         run = interrupted or RunFolder.create(self.log_dir, config.experiment_name)
-        run.write_plan(config, splits)
-
-        fitted: FittedHead | FittedNetwork
-        if config.model.trains_backbone:
-            from beats_trainer.training.fit import fit_network  # Lightning takes seconds to import
-
-            fitted = fit_network(
-                classifier,
-                splits,
-                config,
-                run,
-                self.device,
-                resume=interrupted is not None,
-                progress=progress,
-            )
-            embedded = self._embed_splits(classifier, ("val", "test"), progress)
-        else:
-            embedded = self._embed_splits(classifier, SPLIT_NAMES, progress)
-            fitted = fit_cached_head(
-                classifier.head,
-                embedded["train"],
-                embedded.get("val"),
-                self.labels,
-                config.training,
-                learning_rate=config.resolved_learning_rate(),
-                batch_size=config.data.batch_size,
-                seed=config.seed,
-                progress=progress,
-            )
-            classifier.head.load_state_dict(fitted.head.state_dict())
-        metrics: dict[str, ClassificationMetrics] = {
-            name: score_embeddings(classifier.head, embedded[name], self.labels)
-            for name in ("val", "test")
-            if name in embedded
-        }
-        summaries = {name: values.summary(name) for name, values in metrics.items()}
-        classifier.provenance = self._describe(classifier, fitted, summaries)
+        outcome = train_once(
+            classifier,
+            splits,
+            config,
+            run,
+            self.device,
+            cache=EmbeddingCache(classifier, config, self.task),
+            resume=interrupted is not None,
+            progress=progress,
+            augment=self.augment,
+        )
         self._model, self._is_trained = classifier, True
-        run.write_history(fitted.history)
-        run.write_metrics(metrics)
-        classifier.save_pretrained(run.model, metrics=classifier.provenance["metrics"])
+        report = write_report(
+            run.path, describe_training(outcome, config, f"{config.experiment_name}: training")
+        )
+        summaries, test = outcome.summaries, outcome.scored.get("test")
         result = TrainResult(
             best_checkpoint=str(run.model),
-            best_score=fitted.best_score,
-            best_epoch=fitted.best_epoch,
-            monitor_metric=config.training.monitor_metric,
+            best_score=outcome.fitted.best_score,
+            best_epoch=outcome.fitted.best_epoch,
+            monitor_metric=str(config.training.monitor_metric),
             test_results=summaries.get("test"),
             val_results=summaries.get("val"),
             dataset_stats=self.dataset_stats,
-            history=fitted.history,
-            test_metrics=metrics.get("test"),
+            history=outcome.fitted.history,
+            test_metrics=None if test is None else test.metrics,
+            test_intervals={} if test is None else test.intervals,
             run_dir=str(run.path),
+            report=str(report),
             precision=self.precision,
             duration_s=time.monotonic() - start,
         )
@@ -494,13 +577,87 @@ class BEATsTrainer:
             tqdm.write(str(result))
         return result
 
+    def cross_validate(
+        self,
+        folds: int | str | None = None,
+        resume_from_checkpoint: PathLike | bool | None = None,
+        *,
+        verbose: bool = True,
+        progress: bool | None = None,
+    ) -> CrossValidationResult:
+        """Test every clip once, by a model that was trained without its fold.
+
+        In each fold, the epoch and the thresholds are chosen on validation clips that are held out of the
+        training folds (a share ``data.val_split`` of them, whole groups); never on the test fold.
+
+        Args:
+            folds: ``"official"`` for the data set's own, a number for so many made of whole groups,
+                ``"groups"`` to leave out one group at a time; ``None`` takes ``config.data.folds``, else the
+                official ones where there are any, else 5.
+            resume_from_checkpoint: A cross-validation that was broken off: its folder, or ``True`` for
+                the experiment's latest. Finished folds are kept.
+            verbose: Show a table at the end.
+            progress: Show progress bars; ``None`` shows them on a terminal.
+
+        Returns:
+            Figures per fold, their mean and deviation, the pooled ones, and a score for every clip.
+
+        Raises:
+            DatasetError: If the clips cannot be divided so.
+            AudioError: If a recording cannot be read; names the file and the reason.
+
+        Example:
+            >>> trainer = BEATsTrainer.from_esc50("./datasets", protocol="folds")  # doctest: +SKIP
+            >>> trainer.cross_validate().summary["accuracy"]  # doctest: +SKIP
+            {'mean': 0.95, 'std': 0.01, 'pooled': 0.95}
+        """
+        self._check_config()
+        fold_list = self._known_folds(self.config.data.folds if folds is None else folds)
+        config = self._resolved()
+        config.data.folds = config.data.folds if folds is None else folds
+        interrupted = self._find_interrupted(resume_from_checkpoint)
+        run = interrupted or RunFolder.create(self.log_dir, config.experiment_name)
+        run.write_plan(config, None)
+        is_frozen = config.model.mode in ("head", "attentive")
+        encoder = build_encoder(config)
+        cache: EmbeddingCache | None = None
+
+        def train_fold(fold: FoldSplit, folder: RunFolder) -> Outcome:
+            nonlocal cache
+            classifier = build_classifier(
+                encoder if is_frozen else build_encoder(config), config, self.labels, self.task
+            ).to(self.device)
+            if cache is None:  # a frozen encoder hears each clip once, for all folds
+                cache = EmbeddingCache(classifier, config, self.task)
+                if config.model.mode == "head":
+                    parts = [getattr(fold.splits, name) for name in SPLIT_NAMES]
+                    cache.split(classifier, [part for part in parts if len(part)], progress)
+            return train_once(
+                classifier,
+                fold.splits,
+                config,
+                folder,
+                self.device,
+                cache=cache,
+                resume=interrupted is not None,
+                progress=progress,
+                augment=self.augment,
+            )
+
+        result = cross_validate(
+            fold_list, config, run, train_fold, resume=interrupted is not None
+        )
+        if verbose:
+            tqdm.write(str(result))
+        return result
+
     def evaluate(
         self,
         data: str | PathLike | pd.DataFrame | Manifest = "test",
         *,
         progress: bool | None = None,
-    ) -> ClassificationMetrics:
-        """Measure the trained model on labelled clips.
+    ) -> Metrics:
+        """Measure the trained model on labelled clips, with the thresholds that it carries.
 
         Args:
             data: ``"test"``, ``"val"`` or ``"train"``; a table of clips, with the columns of
@@ -515,11 +672,12 @@ class BEATsTrainer:
             BEATsTrainerError: If nothing was trained yet.
             DatasetError: If the clips cannot be used, or the split is empty.
         """
-        model = self._trained_model()
-        (split,) = embed_tables(
-            model.to(self.device), [self._labelled(data)], self.config, progress
+        model = self._trained_model().to(self.device)
+        table = self._labelled(data)
+        (split,) = EmbeddingCache(model, self._resolved(), self.task).split(
+            model, [table], progress
         )
-        return score_embeddings(model.head, split, self.labels)
+        return score_split(model, split, table, with_intervals=False).metrics
 
     def test(self, checkpoint_path: PathLike | None = None) -> dict[str, float]:
         """Measure a model on the test clips: ``test_loss``, ``test_accuracy``, ``test_f1`` and more.
@@ -559,7 +717,7 @@ class BEATsTrainer:
             self._trained_model() if checkpoint_path is None else checkpoint_path,
             self.device,
             precision=self.config.training.precision_name,
-            batch_size=self.config.data.batch_size,
+            batch_size=encoding_batch_size(self._resolved()),
             num_threads=self._num_threads,
         )
         return predictor.predict(audio_paths, on_error=on_error, progress=progress)
@@ -646,11 +804,15 @@ class BEATsTrainer:
     def _num_threads(self) -> int:
         return max(1, self.config.data.num_workers)
 
+    def _resolved(self) -> Config:
+        """The settings with nothing left open."""
+        return self.config.resolved(self.task)
+
     def _check_config(self) -> None:
         """Find what is wrong with the settings before anything is done with them."""
         self.config.validate()
-        training = self.config.training
-        known = [f"val_{name}" for name in SUMMARY_METRICS]
+        training = self._resolved().training
+        known = [f"val_{name}" for name in summary_names(self.task)]
         if training.monitor_metric not in known:
             raise ConfigError(
                 f"training.monitor_metric must be one of {', '.join(known)}, "
@@ -664,6 +826,19 @@ class BEATsTrainer:
     def _read_dataset(self) -> pd.DataFrame | Manifest:
         """Read what ``config.data`` names."""
         data = self.config.data
+        if data.annotations is not None:
+            return window_clips(
+                read_annotations(
+                    data.annotations,
+                    audio_dir=data.data_dir,
+                    label_column=None if data.label_column == "category" else data.label_column,
+                ),
+                window_s=data.window_s,
+                hop_s=data.hop_s,
+                min_overlap_s=data.min_overlap_s,
+                max_empty_ratio=data.max_empty_ratio,
+                seed=self.config.seed,
+            )
         if data.metadata_file is None and data.data_dir is None:
             raise ConfigError(
                 "There is no data to train on: set data.data_dir (a folder with one folder per class) "
@@ -671,7 +846,8 @@ class BEATsTrainer:
             )
         if data.metadata_file is None:
             assert data.data_dir is not None
-            return build_manifest(_scan_directory(data.data_dir, data.audio_extensions))
+            table = _scan_directory(data.data_dir, data.audio_extensions)
+            return build_manifest(table, **_label_settings(data))
         csv_path = Path(data.metadata_file)
         if not csv_path.is_file() and data.data_dir is not None:
             csv_path = Path(data.data_dir) / csv_path
@@ -679,28 +855,40 @@ class BEATsTrainer:
             csv_path,
             audio_column=data.audio_column,
             label_column=data.label_column,
+            label_columns=data.label_columns,
             data_dir=data.data_dir,
         )
-        return build_manifest(table, data.data_dir)
+        return build_manifest(table, data.data_dir, **_label_settings(data))
 
-    def _split(self, dataset: pd.DataFrame | Manifest | Splits) -> Splits:
+    def _checked(self, dataset: pd.DataFrame | Manifest) -> Manifest:
         data = self.config.data
-        if isinstance(dataset, Splits):
-            return dataset
         if isinstance(dataset, pd.DataFrame):
+            columns = {"audio_column": data.audio_column, "label_column": data.label_column}
+            if data.annotations is not None:
+                columns = {}  # windows have the library's own
             dataset = build_manifest(
-                dataset,
-                data_dir=data.data_dir,
-                audio_column=data.audio_column,
-                label_column=data.label_column,
+                dataset, data_dir=data.data_dir, **columns, **_label_settings(data)
             )
         if not isinstance(dataset, Manifest):
             raise TypeError(
                 "BEATsTrainer takes a DataFrame, a Manifest, Splits or a Config, not "
                 f"{type(dataset).__name__}. BEATsTrainer.from_directory reads a folder, from_csv a CSV."
             )
-        return split_manifest(
-            dataset, data.train_split, data.val_split, data.test_split, self.config.seed
+        return dataset
+
+    def _known_folds(self, folds: int | str | None) -> list[FoldSplit]:
+        """The folds that were asked for."""
+        if self.manifest is None:
+            raise DatasetError(
+                "Cross-validation divides the clips itself, but this trainer has ready splits, or a model "
+                "without its clips. Make a trainer with a table, a folder or a CSV."
+            )
+        data = self.config.data
+        return fold_splits(
+            self.manifest,
+            None if folds == "official" else folds,
+            val_split=data.val_split,
+            seed=self.config.seed,
         )
 
     def _labelled(self, data: str | PathLike | pd.DataFrame | Manifest) -> pd.DataFrame:
@@ -719,33 +907,32 @@ class BEATsTrainer:
         if not {audio, label} <= set(data.columns):
             audio, label = "filename", "category"
         return build_manifest(
-            data, audio_column=audio, label_column=label, labels=self.labels, min_classes=1
+            data,
+            audio_column=audio,
+            label_column=label,
+            labels=self.labels,
+            min_classes=1,
+            **_label_settings(columns),
         ).table
 
     def _known_splits(self) -> Splits:
-        if self.splits is None:
+        splits = self.splits
+        if splits is None:
             raise DatasetError(
                 "This model was loaded without the clips that it was trained on. Pass the clips to "
                 "evaluate on, or make a trainer with the data to train on."
             )
-        return self.splits
+        return splits
 
     def _table(self, split: str) -> pd.DataFrame:
         table: pd.DataFrame = getattr(self._known_splits(), split)
         return table
 
     def _find_interrupted(self, checkpoint: PathLike | bool | None) -> RunFolder | None:
-        """The run to go on with, if that was asked for and makes sense."""
+        """The run to go on with, if that was asked for."""
         if checkpoint is None or checkpoint is False:
             return None
-        if not self.config.model.trains_backbone:
-            log.warning(
-                "Nothing to resume: a head on a frozen backbone is fitted anew, in seconds."
-            )
-            return None
-        run = RunFolder.to_resume(checkpoint, self.log_dir, self.config.experiment_name)
-        run.check_same_plan(self.config, self._known_splits())
-        return run
+        return RunFolder.to_resume(checkpoint, self.log_dir, self.config.experiment_name)
 
     def _fresh_model(self) -> BEATsForAudioClassification:
         """The network that training starts from; no longer ours until it is trained."""
@@ -763,46 +950,26 @@ class BEATsTrainer:
             )
         return self.model
 
-    def _embed_splits(
-        self, model: BEATsForAudioClassification, names: Sequence[str], progress: bool | None
-    ) -> dict[str, EmbeddedSplit]:
-        """Encode the clips of several splits in one go; a split without clips is left out."""
-        present = [name for name in names if len(self._table(name))]
-        if not present:
-            return {}
-        tables = [self._table(name) for name in present]
-        embedded = embed_tables(model.to(self.device), tables, self.config, progress)
-        return dict(zip(present, embedded, strict=True))
-
-    def _describe(
-        self,
-        model: BEATsForAudioClassification,
-        fitted: "FittedHead | FittedNetwork",
-        summaries: dict[str, dict[str, float]],
-    ) -> dict[str, Any]:
-        """How the model was made, for its ``config.json``: plain values, and no paths of this machine."""
-        assert isinstance(model.beats, BEATsModel)
-        base = dict(model.beats.provenance)
-        scratch = self.config.model.train_from_scratch
-        return {
-            "started_from": "random weights" if scratch else base,
-            "trained": "all weights" if self.config.model.trains_backbone else "the head",
-            "clips": {name: len(self._table(name)) for name in SPLIT_NAMES},
-            "split": self._known_splits().how,
-            "epochs": len(fitted.history),
-            "kept_epoch": fitted.best_epoch + 1,
-            "chosen_by": self.config.training.monitor_metric,
-            "learning_rate": self.config.resolved_learning_rate(),
-            "seed": self.config.seed,
-            "precision": self.precision,
-            "metrics": {name: value for part in summaries.values() for name, value in part.items()},
-        }
-
 
 def _data_settings(config: Config | None, options: dict[str, Any]) -> DataConfig:
     """The data settings that a constructor will use, before it has copied them."""
     chosen = options.get("data_config") or (config.data if config is not None else None)
     return chosen if isinstance(chosen, DataConfig) else DataConfig()
+
+
+def _label_settings(data: DataConfig) -> dict[str, Any]:
+    """What ``build_manifest`` is told of labels, groups, splits and folds."""
+    return {
+        "multi_label": data.multi_label,
+        "label_delimiter": data.label_delimiter,
+        "label_columns": data.label_columns,
+        "background_labels": data.background_labels,
+        "unlisted": data.unlisted_labels,
+        "group_column": data.group_column,
+        "group_pattern": data.group_pattern,
+        "split_column": data.split_column,
+        "fold_column": data.fold_column,
+    }
 
 
 def _scan_directory(data_dir: PathLike, audio_extensions: list[str] | None) -> pd.DataFrame:

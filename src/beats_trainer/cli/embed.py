@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from beats_trainer.atomic import written_whole
 from beats_trainer.cli.exit_code import ExitCode
-from beats_trainer.cli.output import check_output, written_whole
+from beats_trainer.cli.output import check_output
 from beats_trainer.cli.recordings import (
     add_inference_options,
     add_on_error_option,

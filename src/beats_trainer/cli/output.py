@@ -1,11 +1,10 @@
 """How commands show tables and write files."""
 
-import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["check_output", "format_table", "written_whole"]
+__all__ = ["check_output", "format_table"]
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -46,17 +45,6 @@ def check_output(path: str) -> Path:
     if not os.access(output.parent, os.W_OK):
         raise PermissionError(f"Nothing can be written to the folder {output.parent}.")
     return output
-
-
-@contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """Give a temporary name to write to, which becomes ``path`` when the writing went well."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _text(value: object) -> str:

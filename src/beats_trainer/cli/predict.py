@@ -6,8 +6,9 @@ Twin of ``BEATsPredictor.from_pretrained(model).predict(files)``.
 import argparse
 import sys
 
+from beats_trainer.atomic import written_whole
 from beats_trainer.cli.exit_code import ExitCode
-from beats_trainer.cli.output import check_output, format_table, written_whole
+from beats_trainer.cli.output import check_output, format_table
 from beats_trainer.cli.recordings import (
     add_inference_options,
     add_on_error_option,

@@ -19,7 +19,13 @@ import warnings
 from typing import Any, Literal, Union, get_args, get_origin
 
 from beats_trainer import config as config_module
-from beats_trainer.config import Config, DataConfig, ModelConfig, TrainingConfig
+from beats_trainer.config import (
+    AugmentationConfig,
+    Config,
+    DataConfig,
+    ModelConfig,
+    TrainingConfig,
+)
 from beats_trainer.errors import ConfigError
 
 __all__ = ["add_settings", "read_settings"]
@@ -27,24 +33,32 @@ __all__ = ["add_settings", "read_settings"]
 _SHORT_NAMES = {
     "data.audio_column": "--audio-column",
     "data.batch_size": "--batch-size",
+    "data.annotations": "--annotations",
     "data.data_dir": "--data-dir",
+    "data.folds": "--folds",
+    "data.group_column": "--group-column",
+    "data.group_pattern": "--group-pattern",
+    "data.label_delimiter": "--label-delimiter",
     "data.label_column": "--label-column",
     "experiment_name": "--name",
+    "model.mode": "--mode",
     "model.model_path": "--model",
+    "seed": "--seed",
     "training.device": "--device",
     "training.learning_rate": "--lr",
     "training.max_epochs": "--epochs",
     "training.precision": "--precision",
 }
 _SHORTCUTS: dict[str, dict[str, Any]] = {
-    "from_scratch": {"model.train_from_scratch": True},
-    "finetune": {"model.freeze_backbone": False, "model.fine_tune_backbone": True},
+    "from_scratch": {"model.mode": "scratch"},
+    "finetune": {"model.mode": "full"},
 }
 _SECTIONS: tuple[tuple[str, type], ...] = (
     ("", Config),
     ("data", DataConfig),
     ("model", ModelConfig),
     ("training", TrainingConfig),
+    ("augmentation", AugmentationConfig),
 )
 _PREFIX = "setting:"
 
@@ -64,12 +78,12 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     which.add_argument(
         "--from-scratch",
         action="store_true",
-        help="train the whole network from random weights (--model.encoder_layers and more set its size)",
+        help="the same as --mode scratch (--model.encoder_layers and more set the network's size)",
     )
     which.add_argument(
         "--finetune",
         action="store_true",
-        help="train the whole network from a checkpoint; without both, only a head on a frozen network",
+        help="the same as --mode full",
     )
     for section, owner in _SECTIONS:
         group = parser.add_argument_group(
@@ -153,8 +167,11 @@ def _metavar(hint: Any) -> str:
 
 def _help(owner: type, item: "dataclasses.Field[Any]") -> str:
     text = _docstrings(owner)[item.name]
-    default = "null" if item.default is None else str(item.default)
-    default = default.lower() if isinstance(item.default, bool) else default
+    value = item.default
+    if item.default_factory is not dataclasses.MISSING:
+        value = ",".join(str(entry) for entry in item.default_factory())
+    default = "null" if value is None else str(value)
+    default = default.lower() if isinstance(value, bool) else default
     text = re.sub(r":\w+:`[~.]?(?:\w+\.)*(\w+)`", r"\1", text).replace("``", "")
     text = re.sub(r"\bNone\b", "null", text)
     return f"{' '.join(text.split())} (default: {default})".replace("%", "%%")

@@ -1,6 +1,8 @@
-"""Clips and class ids -> seeded loaders of batches, for training a whole network.
+"""Clips and targets -> seeded loaders of batches, for training a whole network.
 
 Clip, target -> [dataset -> loader] -> (AudioBatch, targets)
+
+Shapes in this file: N clips, B clips of a batch, C classes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -8,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
@@ -20,15 +23,15 @@ from beats_trainer.loading.clips import Clip
 __all__ = ["ClipDataset", "make_data_loader"]
 
 
-class ClipDataset(Dataset["tuple[Tensor, int] | AudioError"]):
-    """Waveforms ``(S,)`` with their class ids, read when they are asked for.
+class ClipDataset(Dataset["tuple[Tensor, Tensor] | AudioError"]):
+    """Waveforms ``(S,)`` with their targets, read when they are asked for.
 
     An unreadable clip raises `AudioError`. In a worker process of torch's the error is given in place of
     the item, because torch would make a nameless one of it; the loader of `make_data_loader` raises it.
 
     Args:
         clips: What to read.
-        targets: Class id per clip.
+        targets: One per clip: class ids ``(N,)``, or a row of values per class ``(N, C)``.
         crop_s: Longer clips are cut to a random part of this many seconds; ``None`` keeps them whole.
         seed: Of the random parts: the same seed cuts the same parts, in whatever order and process the
             clips are read.
@@ -40,21 +43,21 @@ class ClipDataset(Dataset["tuple[Tensor, int] | AudioError"]):
     def __init__(
         self,
         clips: Sequence[Clip],
-        targets: Sequence[int],
+        targets: Sequence[int] | NDArray[Any],
         crop_s: float | None = None,
         seed: int = 0,
     ) -> None:
         if len(clips) != len(targets):
             raise ValueError(f"{len(clips)} clips and {len(targets)} targets.")
         self.clips = list(clips)
-        self.targets = [int(target) for target in targets]
+        self.targets = torch.as_tensor(np.asarray(targets))
         self.crop_s = crop_s
         self.seed = seed
 
     def __len__(self) -> int:
         return len(self.clips)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int] | AudioError:
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor] | AudioError:
         try:
             clip = self.clips[index]
             if self.crop_s is not None:
@@ -78,7 +81,7 @@ class ClipDataset(Dataset["tuple[Tensor, int] | AudioError"]):
         return Clip(clip.file, clip.start_s + skipped / SAMPLE_RATE, crop_s)
 
 
-class _ClipLoader(DataLoader["tuple[Tensor, int]"]):
+class _ClipLoader(DataLoader["tuple[Tensor, Tensor]"]):
     """A loader that raises what its workers could not read, with the name of the file."""
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
@@ -96,8 +99,9 @@ def make_data_loader(
     num_workers: int = 0,
     seed: int = 0,
     pin_memory: bool = False,
-) -> "DataLoader[tuple[Tensor, int]]":
-    """Load a dataset in batches of ``(AudioBatch, targets (B,))``; every clip is in one.
+    batches: Sequence[Sequence[int]] | None = None,
+) -> "DataLoader[tuple[Tensor, Tensor]]":
+    """Load a dataset in batches of ``(AudioBatch, targets (B,) or (B, C))``; every clip is in one.
 
     Args:
         dataset: What to load.
@@ -107,6 +111,7 @@ def make_data_loader(
             batches.
         seed: Of the order.
         pin_memory: For faster copies to a GPU.
+        batches: Which clips make which batch, in place of ``batch_size`` and ``shuffle``.
 
     Returns:
         A loader. Iterating over it raises `AudioError` where a clip cannot be read.
@@ -123,10 +128,12 @@ def make_data_loader(
     if num_workers > 0:
         options = {"persistent_workers": True, "prefetch_factor": 4}
         num_workers = min(num_workers, max(1, -(-len(dataset) // batch_size)))
+    if batches is None:
+        options |= {"batch_size": batch_size, "shuffle": shuffle}
+    else:
+        options["batch_sampler"] = batches
     return _ClipLoader(
         dataset,  # type: ignore[arg-type]
-        batch_size=batch_size,
-        shuffle=shuffle,
         num_workers=num_workers,
         collate_fn=_collate,
         generator=torch.Generator().manual_seed(seed),
@@ -136,7 +143,7 @@ def make_data_loader(
 
 
 def _collate(
-    items: list[tuple[Tensor, int] | AudioError],
+    items: list[tuple[Tensor, Tensor] | AudioError],
 ) -> tuple[AudioBatch, Tensor] | AudioError:
     readable = []
     for item in items:
@@ -145,5 +152,5 @@ def _collate(
         readable.append(item)
     return (
         collate_waveforms([waveform for waveform, _ in readable]),
-        torch.tensor([target for _, target in readable]),
+        torch.stack([target for _, target in readable]),
     )

@@ -96,6 +96,25 @@ class BEATs(nn.Module):
         Raises:
             ValueError: If the shapes or lengths are not as above.
         """
+        fbank, frame_lengths = self.front_end(waveforms, lengths)
+        return self.encode_fbank(fbank, frame_lengths=frame_lengths, output_layers=output_layers)
+
+    def front_end(
+        self, waveforms: Tensor, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Turn waveforms into what ``encode_fbank`` reads; training changes it in between.
+
+        Args:
+            waveforms: As for ``forward``.
+            lengths: As for ``forward``.
+
+        Returns:
+            The normalised filterbank ``(B, F, 128)``, and real frames per clip ``(B,)``, ``None`` without
+            ``lengths``.
+
+        Raises:
+            ValueError: As ``forward``.
+        """
         if waveforms.ndim != 2 or waveforms.shape[1] == 0:
             raise ValueError(
                 f"Expected waveforms of shape (batch, samples), got {tuple(waveforms.shape)}. "
@@ -111,9 +130,7 @@ class BEATs(nn.Module):
         missing = min_samples(patch) - waveforms.shape[1]
         if missing > 0:
             waveforms = F.pad(waveforms, (0, missing))
-        return self.encode_fbank(
-            self.fbank(waveforms), frame_lengths=frame_lengths, output_layers=output_layers
-        )
+        return self.fbank(waveforms), frame_lengths
 
     def encode_fbank(
         self,

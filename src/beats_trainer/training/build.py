@@ -11,9 +11,11 @@ from beats_trainer.checkpoints import BEATsForAudioClassification, BEATsModel
 from beats_trainer.checkpoints.registry import DEFAULT_MODEL
 from beats_trainer.checkpoints.sources import locate
 from beats_trainer.config import Config
+from beats_trainer.datasets import Task
 from beats_trainer.errors import ConfigError
-from beats_trainer.model import BEATs, ClassifierHead
+from beats_trainer.model import AttentivePooling, BEATs, ClassifierHead
 from beats_trainer.model.architecture import Architecture
+from beats_trainer.training.losses import activation_of
 
 __all__ = ["base_name", "build_classifier", "build_encoder", "require_base"]
 
@@ -25,7 +27,7 @@ def base_name(config: Config) -> str | None:
         >>> base_name(Config())
         'BEATs_iter3_plus_AS2M'
     """
-    if config.model.train_from_scratch:
+    if config.model.resolved_mode == "scratch":
         return None
     return DEFAULT_MODEL if config.model.model_path is None else str(config.model.model_path)
 
@@ -64,30 +66,40 @@ def build_encoder(config: Config) -> BEATsModel:
 
 
 def build_classifier(
-    encoder: BEATs, config: Config, labels: Sequence[str]
+    encoder: BEATs, config: Config, labels: Sequence[str], task: Task = "single"
 ) -> BEATsForAudioClassification:
     """Put a fresh head on an encoder.
 
     Args:
-        encoder: Is used as it is, not copied.
-        config: The head's shape and dropout, the pooling, and the seed of its weights.
+        encoder: Is used as it is, not copied. Unless every weight is to be trained, it is frozen.
+        config: The head's shape and dropout, the pooling, and the seed of its weights; resolved.
         labels: Class names in the order of their ids.
+        task: ``"single"`` where a clip has exactly one class, ``"multi"`` where it has any number.
     """
     settings = config.model
     hidden_dims = settings.hidden_dims if settings.use_custom_head else None
+    architecture = encoder.architecture
+    is_attentive = settings.resolved_mode == "attentive"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         head = ClassifierHead(
-            encoder.architecture.encoder_embed_dim,
+            architecture.encoder_embed_dim,
             len(labels),
             hidden_dims=hidden_dims or (),
             activation=settings.activation,
             dropout=settings.dropout_rate,
         )
+        pooling = AttentivePooling(
+            architecture.encoder_layers + 1,
+            architecture.encoder_embed_dim,
+            settings.attention_pooling_heads or architecture.encoder_attention_heads,
+        )
     return BEATsForAudioClassification(
         encoder,
         head,
         labels,
-        pooling=settings.pooling,
+        activation=activation_of(config.training.loss_function, task),
+        pooling="attentive" if is_attentive else settings.pooling,
+        attentive_pooling=pooling if is_attentive else None,
         window_s=config.data.max_duration_s,
     )

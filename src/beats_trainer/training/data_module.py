@@ -1,21 +1,27 @@
 """Feed Lightning from the splits: loaders of audio batches, the same order whenever an epoch is run.
 
 splits -> Clip, target -> [loaders] -> (AudioBatch, targets) -> ClassifierModule
+
+Shapes in this file: N clips, B clips of a batch, C classes.
 """
 
 import os
 
 import lightning as L
 import numpy as np
+import pandas as pd
 from lightning.pytorch.loops.progress import _ProcessedTracker
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from beats_trainer.config import Config
-from beats_trainer.datasets import Splits
+from beats_trainer.config import Config, settled
+from beats_trainer.datasets import Splits, targets_of
 from beats_trainer.embeddings.encode import DEFAULT_WINDOW_S
 from beats_trainer.loading import ClipDataset, make_data_loader
 from beats_trainer.training.embedded import clips_of
+from beats_trainer.training.losses import soft_targets
+from beats_trainer.training.sampling import epoch_order, rank_batches
 
 __all__ = ["SplitsDataModule"]
 
@@ -24,11 +30,12 @@ class SplitsDataModule(L.LightningDataModule):
     """Training and validation loaders of one run.
 
     The training loader is made anew for each epoch, seeded by the epoch, so that a run that is resumed
-    in epoch ``n`` sees the clips in the order, and cut as, an unbroken run would have.
+    in epoch ``n`` sees the clips in the order, and cut as, an unbroken run would have. Several processes
+    share out each batch of the one order, so that together they see what one process would.
 
     Args:
         splits: Which clips are for what.
-        config: Batch size, workers, longest clip, seed.
+        config: Batch size, sampling, workers, longest clip, seed.
         pin_memory: For faster copies to a GPU.
     """
 
@@ -38,33 +45,44 @@ class SplitsDataModule(L.LightningDataModule):
         self.config = config
         self.pin_memory = pin_memory
 
-    def train_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
-        """Load the training clips in this epoch's order."""
-        trainer = self.trainer
-        assert trainer is not None
+    def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
+        """Load the training clips in this epoch's order, with targets ``(B, C)``."""
+        assert self.trainer is not None
         # `trainer.current_epoch` lags behind here when a run is resumed.
-        progress = trainer.fit_loop.epoch_progress.current
+        progress = self.trainer.fit_loop.epoch_progress.current
         assert isinstance(progress, _ProcessedTracker)
         seed = (self.config.seed + progress.processed) % 2**32
-        # Shuffled here and not by the loader: Lightning starts some epochs' loaders twice, which would
+        targets = self._targets(self.splits.train)
+        # Ordered here and not by the loader: Lightning starts some epochs' loaders twice, which would
         # draw another order.
-        table = self.splits.train.sample(frac=1, random_state=np.random.RandomState(seed))
+        order = epoch_order(targets, self.config.training.sampling, seed)
+        table = self.splits.train.iloc[order]
         crop_s = self.config.data.max_duration_s
-        return self._load(ClipDataset(clips_of(table), table["target"].tolist(), crop_s, seed))
+        return self._load(ClipDataset(clips_of(table), targets[order], crop_s, seed))
 
-    def val_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
+    def val_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
         """Load the validation clips; of recordings longer than a window, the first window.
 
         These scores only choose the best epoch. What is reported is measured on whole recordings.
         """
         table = self.splits.val
         clips = clips_of(table, DEFAULT_WINDOW_S)
-        return self._load(ClipDataset(clips, table["target"].tolist()))
+        return self._load(ClipDataset(clips, self._targets(table)))
 
-    def _load(self, dataset: ClipDataset) -> DataLoader[tuple[Tensor, int]]:
+    def _targets(self, table: pd.DataFrame) -> NDArray[np.float32]:
+        num_classes = len(self.splits.labels)
+        return soft_targets(targets_of(table, num_classes, self.splits.task), num_classes)
+
+    def _load(self, dataset: ClipDataset) -> DataLoader[tuple[Tensor, Tensor]]:
+        assert self.trainer is not None
+        batch_size = settled(self.config.data.batch_size)
+        batches = rank_batches(
+            len(dataset), batch_size, self.trainer.global_rank, self.trainer.world_size
+        )
         return make_data_loader(
             dataset,
-            self.config.data.batch_size,
+            batch_size,
+            batches=[rows or [0] for rows in batches],  # a clip that will count for nothing
             # More processes than cores only wait for one another.
             num_workers=min(self.config.data.num_workers, os.cpu_count() or 1),
             seed=self.config.seed,

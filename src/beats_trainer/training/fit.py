@@ -1,6 +1,9 @@
-"""Train a whole network on Lightning, and give back its best weights.
+"""Train a network on Lightning, and give back its best weights.
 
 classifier, splits, config -> [Lightning: warm-up, clipping, early stopping, checkpoints] -> best weights
+
+What of the classifier requires a gradient is trained: all of it, its adapters, or a head that hears
+clips anew in every epoch.
 """
 
 import contextlib
@@ -10,21 +13,22 @@ import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
-from lightning.pytorch.loggers import CSVLogger
 
-from beats_trainer.config import Config
-from beats_trainer.datasets import Splits
+from beats_trainer.config import Config, settled
+from beats_trainer.datasets import Splits, targets_of
 from beats_trainer.errors import ConfigError
 from beats_trainer.model import BEATsClassifier
 from beats_trainer.model.precision import resolve_precision
+from beats_trainer.training.augmentation import CustomAugmentation, augmentation_from
 from beats_trainer.training.data_module import SplitsDataModule
+from beats_trainer.training.loggers import make_loggers
+from beats_trainer.training.losses import ClassificationLoss, soft_targets
 from beats_trainer.training.modules import ClassifierModule
 from beats_trainer.training.run_folder import RunFolder
 
@@ -61,19 +65,22 @@ def fit_network(
     *,
     resume: bool = False,
     progress: bool | None = None,
+    augment: CustomAugmentation | None = None,
 ) -> FittedNetwork:
-    """Train every weight of a classifier, and load the best epoch's back into it.
+    """Train what of a classifier requires a gradient, and load the best epoch's weights back into it.
 
-    Without a validation split all epochs run and the last one's weights are kept.
+    Without a validation split all epochs run and the last one's weights are kept. With
+    ``training.devices`` above 1, as many processes are started, which share out each batch.
 
     Args:
         classifier: Is trained in place; on the CPU and in eval mode afterwards.
         splits: The clips to train on and to choose the best epoch on.
-        config: Every setting of the run.
+        config: Every setting of the run, resolved.
         run: Takes the checkpoints (``last.ckpt`` after every epoch, and the best) and the log of steps.
         device: Where to train.
-        resume: Go on from the run's ``last.ckpt``.
+        resume: Go on from the run's ``last.ckpt``; from the start where there is none yet.
         progress: Show a progress bar; ``None`` shows one on a terminal.
+        augment: Changes the waveform of each training clip besides ``config.augmentation``.
 
     Raises:
         ConfigError: If the device cannot train in the precision.
@@ -84,13 +91,26 @@ def fit_network(
     has_val = len(splits.val) > 0
     shows_bar = sys.stderr.isatty() if progress is None else progress
     best, callbacks = _callbacks(config, run, has_val, shows_bar)
-    module = ClassifierModule(classifier, config)
+    num_devices = config.training.devices
+    num_classes = len(splits.labels)
+    targets = soft_targets(targets_of(splits.train, num_classes, splits.task), num_classes)
+    module = ClassifierModule(
+        classifier,
+        config,
+        ClassificationLoss.from_config(config.training, classifier.activation, targets),
+        (len(splits.train), len(splits.val)),
+        splits.task,
+        *augmentation_from(config, augment),
+    )
+    resumes = resume and run.last_checkpoint.is_file()
     with _quiet_lightning():
         trainer = L.Trainer(
             accelerator={"cuda": "gpu"}.get(device.type, device.type),
-            devices=1 if device.index is None else [device.index],
+            devices=num_devices if num_devices > 1 or device.index is None else [device.index],
+            strategy="ddp_spawn" if num_devices > 1 else "auto",
+            use_distributed_sampler=False,  # batches are shared out clip by clip, none twice
             precision=_lightning_precision(dtype, device),
-            max_epochs=config.training.max_epochs,
+            max_epochs=settled(config.training.max_epochs),
             accumulate_grad_batches=config.training.accumulate_grad_batches,
             gradient_clip_val=config.training.gradient_clip,
             deterministic=config.training.deterministic,
@@ -99,7 +119,7 @@ def fit_network(
             num_sanity_val_steps=0,
             limit_val_batches=None if has_val else 0,
             callbacks=callbacks,
-            logger=CSVLogger(run.path, name="steps"),
+            logger=make_loggers(config, run) or False,
             plugins=[_AtomicCheckpointIO()],
             enable_progress_bar=shows_bar,
             enable_model_summary=False,
@@ -112,27 +132,29 @@ def fit_network(
                 trainer.fit(
                     module,
                     datamodule=data,
-                    ckpt_path=str(run.last_checkpoint) if resume else None,
+                    ckpt_path=str(run.last_checkpoint) if resumes else None,
                     weights_only=True,
                 )
             except SystemExit:
                 if trainer.interrupted:  # Lightning turns Ctrl-C into an exit
                     raise KeyboardInterrupt from None
                 raise
-    path = Path(best.best_model_path)
-    saved = torch.load(path, map_location="cpu", weights_only=True)
+    # From the files, not from `module`: with several processes, others than this one have trained.
+    last = torch.load(run.last_checkpoint, map_location="cpu", weights_only=True)
+    saved = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
     classifier.cpu().load_state_dict(_weights_of(saved))
     classifier.eval()
+    history = list(last["history"])
     epoch = int(saved["epoch"])
-    score = None if best.best_model_score is None else float(best.best_model_score)
-    return FittedNetwork(module.history, epoch, score, str(dtype).removeprefix("torch."))
+    score = history[epoch].get(settled(config.training.monitor_metric)) if has_val else None
+    return FittedNetwork(history, epoch, score, str(dtype).removeprefix("torch."))
 
 
 def _callbacks(
     config: Config, run: RunFolder, has_val: bool, shows_bar: bool
 ) -> tuple[ModelCheckpoint, list[Callback]]:
     training = config.training
-    monitor, mode = training.monitor_metric, training.monitor_mode
+    monitor, mode = settled(training.monitor_metric), training.monitor_mode
     best = _MovableCheckpoint(
         dirpath=run.checkpoints,
         filename=f"epoch={{epoch:03d}}-{monitor}={{{monitor}:.4f}}" if has_val else "best",
@@ -154,7 +176,7 @@ def _callbacks(
     )
     callbacks: list[Callback] = [best, last]
     if has_val:
-        callbacks.append(EarlyStopping(monitor, mode=mode, patience=training.patience))
+        callbacks.append(EarlyStopping(monitor, mode=mode, patience=settled(training.patience)))
     if shows_bar:
         callbacks.append(TQDMProgressBar(leave=False))
     return best, callbacks

@@ -1,11 +1,12 @@
-"""The Lightning view of a classifier: loss, whole-split metrics, optimiser, history.
+"""The Lightning view of a classifier: augmentation, loss, whole-split metrics, optimiser, history.
 
-AudioBatch, targets -> classifier -> logits -> [loss, metrics] -> history
+AudioBatch, targets -> [augment -> front end -> augment] -> classifier -> logits -> [loss, metrics] -> history
 
 Shapes in this file: B clips, N clips of a split, C classes.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import lightning as L
@@ -13,39 +14,63 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torch.nn import functional as F
 
-from beats_trainer.config import Config
+from beats_trainer.config import Config, settled
+from beats_trainer.datasets import Task
 from beats_trainer.errors import BEATsTrainerError
-from beats_trainer.loading import AudioBatch
+from beats_trainer.loading import AudioBatch, WaveformAugmentation
 from beats_trainer.model import BEATsClassifier
-from beats_trainer.reports import classification_metrics
+from beats_trainer.model.classifier import apply_activation
+from beats_trainer.reports import measure
+from beats_trainer.training.losses import ClassificationLoss
 from beats_trainer.training.optim import make_optimizer, make_scheduler, parameter_groups
+from beats_trainer.training.sampling import rank_batches
 
-__all__ = ["ClassifierModule"]
+__all__ = ["ClassifierModule", "FbankAugmentation"]
+
+FbankAugmentation = Callable[[Tensor, Tensor | None, torch.Generator], Tensor]
+"""``(fbank (B, F, 128), frame_lengths, generator) -> fbank``."""
 
 
 class ClassifierModule(L.LightningModule):
-    """Train every weight of a classifier.
+    """Train what of a classifier requires a gradient.
 
     Hyper-parameters are saved as plain YAML types only: a checkpoint that holds an object of ours could
     not be resumed with ``weights_only=True``.
 
     Args:
         classifier: Is trained in place.
-        config: Learning rate, optimiser, schedule, seed.
+        config: Learning rate, optimiser, schedule, seed; resolved.
+        loss: What is minimised.
+        num_clips: Training and validation clips; several processes share them out.
+        task: ``"single"`` or ``"multi"``.
+        augment_waveforms: Changes a training batch before the front end.
+        augment_fbank: Changes it after.
 
     Attributes:
         history: One row per finished epoch; travels in the checkpoint, so that a resumed run has all.
     """
 
-    def __init__(self, classifier: BEATsClassifier, config: Config) -> None:
+    def __init__(
+        self,
+        classifier: BEATsClassifier,
+        config: Config,
+        loss: ClassificationLoss,
+        num_clips: tuple[int, int],
+        task: Task = "single",
+        augment_waveforms: WaveformAugmentation | None = None,
+        augment_fbank: FbankAugmentation | None = None,
+    ) -> None:
         super().__init__()
         self.classifier = classifier
         self.config = config
+        self.loss = loss
+        self.num_train_clips, self.num_val_clips = num_clips
+        self.task: Task = task
+        self.augment_waveforms = augment_waveforms
+        self.augment_fbank = augment_fbank
         self.history: list[dict[str, float]] = []
         self._loss_sum = torch.zeros(())
-        self._num_clips = 0
         self._val_outputs: list[tuple[Tensor, Tensor]] = []
         self._val_row: dict[str, float] = {}
         self.save_hyperparameters({"config": config.to_dict(), "labels": list(classifier.labels)})
@@ -55,15 +80,24 @@ class ClassifierModule(L.LightningModule):
         # Dropout and layer drop depend on the epoch alone: a resumed run goes on as an unbroken one.
         torch.manual_seed(self.config.seed + 1 + self.current_epoch)
         self._loss_sum = torch.zeros((), device=self.device)
-        self._num_clips = 0
 
     def training_step(self, batch: tuple[AudioBatch, Tensor], batch_idx: int) -> Tensor:
-        """Return the cross entropy of one batch."""
+        """Return the loss of one batch, or of this process's share of it."""
         audio, targets = batch
-        logits = self.classifier(audio.waveforms, audio.lengths).logits
-        loss = F.cross_entropy(logits.float(), targets)
-        self._loss_sum += loss.detach() * len(targets)
-        self._num_clips += len(targets)
+        generator = self._generator(batch_idx)
+        waveforms, lengths = audio.waveforms, audio.lengths
+        if self.augment_waveforms is not None:
+            waveforms, lengths, targets = self.augment_waveforms(
+                waveforms, lengths, targets, generator
+            )
+        beats = self.classifier.beats
+        fbank, frame_lengths = beats.front_end(waveforms, lengths)
+        if self.augment_fbank is not None:
+            fbank = self.augment_fbank(fbank, frame_lengths, generator)
+        logits = self.classifier.classify_fbank(fbank, frame_lengths).logits
+        loss = self.loss(logits, targets) * self._share(batch_idx, self.num_train_clips)
+        whole = min(self._batch_size, self.num_train_clips - batch_idx * self._batch_size)
+        self._loss_sum += loss.detach() * whole / self.trainer.world_size
         self.log("train_loss", loss.detach(), prog_bar=True, batch_size=len(targets))
         return loss
 
@@ -71,12 +105,15 @@ class ClassifierModule(L.LightningModule):
         """Keep a batch's logits until the whole split has been seen."""
         audio, targets = batch
         logits = self.classifier(audio.waveforms, audio.lengths).logits
-        self._val_outputs.append((logits.float(), targets))
+        if self._share(batch_idx, self.num_val_clips) > 0:
+            self._val_outputs.append((logits.float(), targets))
 
     def on_validation_epoch_end(self) -> None:
         """Measure the whole split."""
-        logits = torch.cat([logits for logits, _ in self._val_outputs])
-        targets = torch.cat([targets for _, targets in self._val_outputs])
+        num_classes = self.classifier.head.num_classes
+        nothing = torch.zeros(0, num_classes, device=self.device)
+        logits = torch.cat([nothing, *(logits for logits, _ in self._val_outputs)])
+        targets = torch.cat([nothing, *(targets for _, targets in self._val_outputs)])
         self._val_outputs.clear()
         if self.trainer.world_size > 1:
             logits, targets = self._gather(logits), self._gather(targets)
@@ -85,22 +122,25 @@ class ClassifierModule(L.LightningModule):
                 f"The network gives values that are not finite after epoch {self.current_epoch}. "
                 "Lower training.learning_rate, or use training.precision='float32'."
             )
-        probabilities = logits.cpu().double().softmax(dim=-1).numpy()
-        metrics = classification_metrics(
-            targets.cpu().numpy().astype(np.int64), probabilities, self.classifier.labels
+        scores = apply_activation(logits.cpu().double(), self.classifier.activation)
+        truth = targets.cpu().numpy()
+        metrics = measure(
+            self.task,
+            truth.argmax(axis=1).astype(np.int64) if self.task == "single" else truth,
+            scores.numpy(),
+            self.classifier.labels,
         )
         self._val_row = metrics.summary("val")
         self.log_dict(self._val_row, prog_bar=False, rank_zero_only=False)
 
-    def _gather(self, rows: Tensor) -> Tensor:
-        # Lightning's sampler gives every process equally many clips (by repeating a few).
-        gathered = self.all_gather(rows)
-        assert isinstance(gathered, Tensor)
-        return gathered.flatten(0, 1)
-
     def on_train_epoch_end(self) -> None:
         """Write the epoch's row of the history."""
-        train_loss = float(self._loss_sum) / max(1, self._num_clips)
+        total = self._loss_sum
+        if self.trainer.world_size > 1:
+            gathered = self.all_gather(total)
+            assert isinstance(gathered, Tensor)
+            total = gathered.sum()
+        train_loss = float(total) / max(1, self.num_train_clips)
         if not math.isfinite(train_loss):
             raise BEATsTrainerError(
                 f"The training loss is {train_loss} in epoch {self.current_epoch}. Lower "
@@ -120,14 +160,14 @@ class ClassifierModule(L.LightningModule):
         groups = parameter_groups(
             self.classifier,
             learning_rate,
-            training.weight_decay,
-            training.layer_decay,
+            settled(training.weight_decay),
+            settled(training.layer_decay),
             architecture.encoder_layers,
             architecture.layer_norm_first,
         )
         optimizer = make_optimizer(groups, training, learning_rate)
         num_steps = int(self.trainer.estimated_stepping_batches)
-        steps_per_epoch = max(1, num_steps // training.max_epochs)
+        steps_per_epoch = max(1, num_steps // settled(training.max_epochs))
         schedule = make_scheduler(optimizer, training, num_steps, steps_per_epoch)
         return {
             "optimizer": optimizer,
@@ -148,3 +188,32 @@ class ClassifierModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up the history of the run that is resumed."""
         self.history = list(checkpoint["history"])
+
+    @property
+    def _batch_size(self) -> int:
+        return settled(self.config.data.batch_size)
+
+    def _generator(self, batch_idx: int) -> torch.Generator:
+        """Of the random changes to a batch: by seed, epoch, batch and process alone."""
+        place = (self.config.seed, self.current_epoch, batch_idx, self.trainer.global_rank)
+        seed = int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0])
+        return torch.Generator().manual_seed(seed % 2**63)
+
+    def _share(self, batch_idx: int, num_clips: int) -> float:
+        """How much this process's mean counts, such that the mean over processes is the batch's."""
+        world_size = self.trainer.world_size
+        if world_size == 1:
+            return 1.0
+        whole = min(self._batch_size, num_clips - batch_idx * self._batch_size)
+        rows = rank_batches(whole, self._batch_size, self.trainer.global_rank, world_size)
+        return len(rows[0]) * world_size / whole
+
+    def _gather(self, rows: Tensor) -> Tensor:
+        """Every process's rows, in the order of the clips; processes hold equally many, or one less."""
+        world_size = self.trainer.world_size
+        most = -(-self.num_val_clips // world_size)
+        # Batches are dealt out clip by clip: short shares of a last batch are at the end.
+        padded = torch.cat([rows, rows.new_zeros(most - len(rows), rows.shape[1])])
+        gathered = self.all_gather(padded)
+        assert isinstance(gathered, Tensor)
+        return gathered.transpose(0, 1).reshape(-1, rows.shape[1])[: self.num_val_clips]

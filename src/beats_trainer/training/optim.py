@@ -16,7 +16,7 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from beats_trainer.config import TrainingConfig
+from beats_trainer.config import TrainingConfig, settled
 from beats_trainer.errors import ConfigError
 
 __all__ = ["layer_depth", "make_optimizer", "make_scheduler", "parameter_groups"]
@@ -143,7 +143,7 @@ def make_scheduler(
 def _rate_factor(
     training: TrainingConfig, num_steps: int, steps_per_epoch: int
 ) -> Callable[[int], float]:
-    num_warmup = round(training.warmup_ratio * num_steps)
+    num_warmup = round(settled(training.warmup_ratio) * num_steps)
 
     def after_warmup(step: int) -> float:
         if training.scheduler in (None, "constant"):

@@ -1,16 +1,23 @@
 """The folder of one training run: what was asked for, what came out, and the trained model.
 
-config, splits -> [LOG_DIR/EXPERIMENT/version_N] -> model/, history, metrics
+config, splits -> [LOG_DIR/EXPERIMENT/version_N] -> model/, history, metrics, report
 
 ```text
 version_0/
-|-- config.yaml      every setting of the run
-|-- splits.csv       every clip: its class, its class id, its split
+|-- config.yaml      every setting of the run, none left open
+|-- splits.csv       every clip: its classes and its split
 |-- history.csv      one row per epoch
-|-- metrics.json     of the validation and the test split, with the confusion matrix
+|-- predictions.csv  every validation and test clip: its scores
+|-- metrics.json     of the validation and the test split, with intervals and the confusion matrix
+|-- report.html      all of it to look at, and to hear
+|-- report.json      the same numbers
 |-- model/           the trained model: all that predicting needs
-`-- checkpoints/     of a run that trains the backbone: last.ckpt to resume from, and the best
+|-- tensorboard/     the course of training, for TensorBoard
+|-- steps/           the same as CSV, where the network was trained
+`-- checkpoints/     of such a run: last.ckpt to resume from, and the best
 ```
+
+A cross-validation is such a folder too, with one folder ``fold_NAME`` per fold in it.
 """
 
 import json
@@ -18,16 +25,20 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import pandas as pd
 
+from beats_trainer.atomic import written_whole
 from beats_trainer.config import Config
-from beats_trainer.datasets import Splits
+from beats_trainer.datasets import Splits, Task, read_clip_table, write_clip_table
 from beats_trainer.errors import CheckpointNotFoundError, ConfigError, DatasetError
-from beats_trainer.reports import ClassificationMetrics
 
-__all__ = ["SPLIT_NAMES", "RunFolder"]
+if TYPE_CHECKING:
+    from beats_trainer.training.session import ScoredSplit
+
+__all__ = ["SPLIT_NAMES", "RunFolder", "prediction_table"]
 
 SPLIT_NAMES = ("train", "val", "test")
 """The parts of a data set, in this order everywhere."""
@@ -72,28 +83,26 @@ class RunFolder:
             experiment_name: Which experiment; for ``True``.
 
         Raises:
-            CheckpointNotFoundError: If there is no such run, or it has nothing to resume from.
+            CheckpointNotFoundError: If there is no such run.
         """
         if checkpoint is True:
             versions = sorted(_versions(log_dir / experiment_name), reverse=True)
-            runs = [cls(path) for _, path in versions]
-            found = next((run for run in runs if run.last_checkpoint.is_file()), None)
+            found = next((cls(path) for _, path in versions if _is_begun(path)), None)
             if found is None:
                 raise CheckpointNotFoundError(
-                    f"There is no run to resume: no {_LAST_CHECKPOINT} under "
-                    f"{log_dir / experiment_name}. Only runs that train the backbone leave one. Train "
-                    "without resume_from_checkpoint, or pass the path of a last.ckpt."
+                    f"There is no run to resume under {log_dir / experiment_name}: no version_N with a "
+                    "config.yaml. Train without resume_from_checkpoint, or pass a run's folder."
                 )
             return found
         path = Path(os.fspath(checkpoint))
-        run = cls(path if path.is_dir() else path.parent.parent)
-        if not run.last_checkpoint.is_file() or (path.is_file() and path.name != _LAST_CHECKPOINT):
+        folder = path if path.is_dir() else path.parent.parent
+        if not _is_begun(folder) or (path.is_file() and path.name != _LAST_CHECKPOINT):
             raise CheckpointNotFoundError(
-                f"Cannot resume from {path}: expected a run's folder, or the file "
-                f"{_CHECKPOINT_FOLDER}/{_LAST_CHECKPOINT} in one. (The other files there hold weights "
-                "only, not the state of the optimiser.)"
+                f"Cannot resume from {path}: expected a run's folder (with the config.yaml that it was begun "
+                f"with), or the file {_CHECKPOINT_FOLDER}/{_LAST_CHECKPOINT} in one. (The other files there "
+                "hold weights only, not the state of the optimiser.)"
             )
-        return run
+        return cls(folder)
 
     @property
     def model(self) -> Path:
@@ -110,52 +119,88 @@ class RunFolder:
         """What a run that was broken off is resumed from."""
         return self.checkpoints / _LAST_CHECKPOINT
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run has written its metrics, which are the last of its files."""
+        return self._metrics_file.is_file()
+
+    @property
+    def _metrics_file(self) -> Path:
+        return self.path / "metrics.json"
+
+    def fold(self, name: str) -> "RunFolder":
+        """The folder of one fold of a cross-validation."""
+        return RunFolder(self.path / f"fold_{name}")
+
     def write_plan(self, config: Config, splits: Splits | None) -> None:
         """Write what will be done, before it is."""
         self.path.mkdir(parents=True, exist_ok=True)
-        config.to_yaml(self.path / "config.yaml")
-        if splits is None:  # a model that was loaded without its clips
-            return
-        tables = [
-            table.assign(split=name)
-            for name, table in zip(
-                SPLIT_NAMES, (splits.train, splits.val, splits.test), strict=True
-            )
-        ]
-        pd.concat(tables, ignore_index=True).to_csv(self.path / "splits.csv", index=False)
+        if splits is not None:  # a model that was loaded without its clips has none
+            tables = [
+                table.assign(split=name)
+                for name, table in zip(
+                    SPLIT_NAMES, (splits.train, splits.val, splits.test), strict=True
+                )
+            ]
+            with written_whole(self.path / "splits.csv") as partial:
+                write_clip_table(
+                    pd.concat(tables, ignore_index=True), splits.labels, splits.task, partial
+                )
+        with written_whole(self.path / "config.yaml") as partial:  # last: with it a run is begun
+            config.to_yaml(partial)
 
     def write_history(self, history: list[dict[str, float]]) -> None:
         """Write one row per epoch."""
-        pd.DataFrame(history).to_csv(self.path / "history.csv", index=False)
+        with written_whole(self.path / "history.csv") as partial:
+            pd.DataFrame(history).to_csv(partial, index=False)
 
-    def write_metrics(self, metrics: Mapping[str, ClassificationMetrics]) -> None:
-        """Write the metrics of each split."""
-        plain = {split: values.to_dict() for split, values in metrics.items()}
-        text = json.dumps(plain, indent=2, ensure_ascii=False)
-        (self.path / "metrics.json").write_text(text + "\n", encoding="utf-8")
+    def write_predictions(self, scored: "Mapping[str, ScoredSplit]", splits: Splits) -> None:
+        """Write one row per measured clip: file, split, true and predicted class, and every score."""
+        tables = [
+            prediction_table(part, splits, name).assign(split=name)
+            for name, part in scored.items()
+        ]
+        if tables:
+            with written_whole(self.path / "predictions.csv") as partial:
+                pd.concat(tables, ignore_index=True).to_csv(partial, index=False)
+
+    def write_metrics(self, scored: "Mapping[str, ScoredSplit]", **more: Any) -> None:
+        """Write the metrics of each split with their intervals; and what else there is to say."""
+        plain: dict[str, Any] = {
+            name: part.metrics.to_dict()
+            | {"intervals": {key: [i.low, i.high] for key, i in part.intervals.items()}}
+            for name, part in scored.items()
+        }
+        self.write_json("metrics.json", plain | more)
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Write plain values, whole or not at all; numbers that are not finite become ``null``."""
+        text = json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False)
+        with written_whole(self.path / name) as partial:
+            partial.write_text(text + "\n", encoding="utf-8")
 
     def read_config(self) -> Config | None:
         """The run's settings; ``None`` for a model folder that came without them."""
         path = self.path / "config.yaml"
         return Config.from_yaml(path) if path.is_file() else None
 
-    def read_splits(self, labels: list[str]) -> Splits | None:
+    def read_splits(self, labels: list[str], task: Task) -> Splits | None:
         """The run's clips; ``None`` for a model folder that came without them.
 
         Args:
             labels: Class names in the order of the ids, from the model.
+            task: What the clips' targets are.
         """
         path = self.path / "splits.csv"
         if not path.is_file():
             return None
-        table = pd.read_csv(
-            path, dtype={"path": str, "filename": str, "category": str}, keep_default_na=False
-        )
+        table = read_clip_table(path, labels, task)
         parts = {
             name: table[table["split"] == name].drop(columns="split").reset_index(drop=True)
             for name in SPLIT_NAMES
         }
-        return Splits(parts["train"], parts["val"], parts["test"], labels, f"Split as in {path}.")
+        how = f"Split as in {path}."
+        return Splits(parts["train"], parts["val"], parts["test"], labels, how, task)
 
     def check_same_plan(self, config: Config, splits: Splits) -> None:
         """Make sure that a resumed run goes on with the network and the clips that it began with.
@@ -165,29 +210,85 @@ class RunFolder:
             DatasetError: If a clip is new, gone, or in another split or class.
         """
         before = self.read_config()
-        if before is not None and before.model != config.model:
-            old, new = before.to_dict()["model"], config.to_dict()["model"]
-            changes = [
-                f"{name} was {old[name]!r} and is {new[name]!r}"
-                for name in old
-                if old[name] != new[name]
-            ]
-            raise ConfigError(
-                f"Cannot resume {self.path} with another model: {'; '.join(changes)}. Use the settings "
-                "of its config.yaml, or start a new run."
-            )
-        clips = self.read_splits(splits.labels)
+        if before is not None:
+            for section in ("model", "augmentation"):
+                old, new = before.to_dict()[section], config.to_dict()[section]
+                changes = [
+                    f"{section}.{name} was {old[name]!r} and is {new[name]!r}"
+                    for name in old
+                    if old[name] != new[name]
+                ]
+                if changes:
+                    raise ConfigError(
+                        f"Cannot resume {self.path} with another model or training: {'; '.join(changes)}. "
+                        "Use the settings of its config.yaml, or start a new run."
+                    )
+        self.check_same_clips(splits)
+
+    def check_same_clips(self, splits: Splits) -> None:
+        """Make sure that the run's splits were these.
+
+        Raises:
+            DatasetError: If a clip is new, gone, or in another split or class.
+        """
+        clips = self.read_splits(splits.labels, splits.task)
         if clips is None:
             return
         for name in SPLIT_NAMES:
-            columns = ["path", "target"]
-            old, new = (getattr(part, name)[columns].values.tolist() for part in (clips, splits))
-            if sorted(old) != sorted(new):
+            old_rows, new_rows = (_clip_keys(getattr(part, name)) for part in (clips, splits))
+            if old_rows != new_rows:
                 raise DatasetError(
-                    f"Cannot resume {self.path}: its {name} split had {len(old)} clips, and now has "
-                    f"{len(new)}, not the same ones. A model that has seen test clips cannot be "
+                    f"Cannot resume {self.path}: its {name} split had {len(old_rows)} clips, and now has "
+                    f"{len(new_rows)}, not the same ones. A model that has seen test clips cannot be "
                     "tested: use the same data, splits and seed, or start a new run."
                 )
+
+
+def prediction_table(scored: "ScoredSplit", splits: Splits, split: str) -> pd.DataFrame:
+    """The scores of a split as a table to read in R or a spreadsheet.
+
+    Args:
+        scored: The clips and their scores.
+        splits: Their class names and task.
+        split: Its name, for the message of an error.
+
+    Returns:
+        One row per clip: ``filename``, ``path``, ``start_time`` and ``end_time`` where clips are parts of
+        files, ``group`` where known, ``category`` (true), ``predicted`` (most likely), ``score``, and one
+        column per class.
+    """
+    probabilities = scored.probabilities
+    assert len(scored.table) == len(probabilities), split
+    own = ("filename", "path", "start_time", "end_time", "group", "category")
+    table = scored.table[[name for name in own if name in scored.table.columns]].reset_index(
+        drop=True
+    )
+    best = probabilities.argmax(axis=1)
+    table["predicted"] = [splits.labels[index] for index in best]
+    table["score"] = probabilities[np.arange(len(best)), best]
+    taken = {*own, "predicted", "score", "split", "fold"}
+    columns = [f"{label}_score" if label in taken else label for label in splits.labels]
+    return pd.concat([table, pd.DataFrame(probabilities, columns=columns)], axis=1)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float | np.floating):
+        return float(value) if np.isfinite(value) else None
+    return int(value) if isinstance(value, np.integer) else value
+
+
+def _clip_keys(table: pd.DataFrame) -> list[str]:
+    """What makes a clip and its classes, as text, sorted."""
+    columns = [name for name in ("path", "start_time", "end_time", "category") if name in table]
+    return sorted("\t".join(map(str, row)) for row in table[columns].to_numpy().tolist())
+
+
+def _is_begun(folder: Path) -> bool:
+    return (folder / "config.yaml").is_file()
 
 
 def _versions(parent: Path) -> list[tuple[int, Path]]:

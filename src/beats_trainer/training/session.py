@@ -1,0 +1,357 @@
+"""One training from a fresh classifier to a run folder: fit, calibrate, measure, write.
+
+classifier, splits, config -> [fit by mode -> score -> calibrate -> measure -> files] -> Outcome
+
+What `BEATsTrainer.train` does once, cross-validation does once per fold.
+
+Shapes in this file: N clips, C classes.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from beats_trainer.checkpoints import BEATsForAudioClassification, BEATsModel
+from beats_trainer.config import Config, settled
+from beats_trainer.datasets import Splits
+from beats_trainer.model.classifier import apply_activation
+from beats_trainer.model.precision import resolve_precision
+from beats_trainer.reports import (
+    Interval,
+    Metrics,
+    Temperature,
+    bootstrap_intervals,
+    fit_temperature,
+    fit_thresholds,
+    measure,
+)
+from beats_trainer.training.cached_head import FittedHead, fit_cached_head, head_logits
+from beats_trainer.training.embedded import EmbeddedSplit, EmbeddingCache
+from beats_trainer.training.loggers import log_history
+from beats_trainer.training.losses import ClassificationLoss, soft_targets
+from beats_trainer.training.run_folder import SPLIT_NAMES, RunFolder
+
+if TYPE_CHECKING:
+    from beats_trainer.training.augmentation import CustomAugmentation
+    from beats_trainer.training.fit import FittedNetwork
+
+__all__ = ["Outcome", "ScoredSplit", "score_split", "train_once"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ScoredSplit:
+    """The clips of a split with a model's scores.
+
+    Attributes:
+        table: Rows of the manifest, N of them.
+        targets: Class ids ``(N,)``, or ``(N, C)`` with NaN for unknown.
+        probabilities: Scores, shape ``(N, C)``, float64.
+        metrics: All of them.
+        intervals: 95 % intervals of the single numbers, by resampling clips, or whole groups where clips
+            belong to groups.
+    """
+
+    table: pd.DataFrame
+    targets: NDArray[Any]
+    probabilities: NDArray[np.float64]
+    metrics: Metrics
+    intervals: dict[str, Interval]
+
+
+@dataclass
+class Outcome:
+    """What one training gave.
+
+    Attributes:
+        classifier: With the kept weights, calibrated.
+        splits: What it was trained and measured on.
+        fitted: History and kept epoch.
+        scored: ``"val"`` and ``"test"``, where there are such clips.
+        uncalibrated: Scores of the validation clips before calibration; ``None`` without calibration.
+        temperature: What the logits were divided by; ``None`` if they were not.
+        duration_s: Seconds it took.
+    """
+
+    classifier: BEATsForAudioClassification
+    splits: Splits
+    fitted: "FittedHead | FittedNetwork"
+    scored: dict[str, ScoredSplit]
+    uncalibrated: NDArray[np.float64] | None = None
+    temperature: Temperature | None = None
+    duration_s: float = 0.0
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def summaries(self) -> dict[str, dict[str, float]]:
+        """The single numbers of each measured split, as ``val_accuracy`` and so on."""
+        return {name: scored.metrics.summary(name) for name, scored in self.scored.items()}
+
+
+def train_once(
+    classifier: BEATsForAudioClassification,
+    splits: Splits,
+    config: Config,
+    run: RunFolder,
+    device: torch.device,
+    *,
+    cache: EmbeddingCache,
+    resume: bool = False,
+    progress: bool | None = None,
+    augment: "CustomAugmentation | None" = None,
+) -> Outcome:
+    """Train, choose the epoch, calibrate on validation, measure, and write everything into the run's folder.
+
+    Args:
+        classifier: A fresh head on an encoder; is trained in place.
+        splits: The clips.
+        config: Every setting; resolved.
+        run: Its folder; takes history, metrics, predictions and the model.
+        device: Where to compute.
+        cache: Embeddings of the frozen encoder; used in mode ``head`` only.
+        resume: Go on from the run's last checkpoint, where there is one.
+        progress: Show progress bars; ``None`` shows them on a terminal.
+        augment: Changes training waveforms besides ``config.augmentation``.
+
+    Raises:
+        AudioError: If a recording cannot be read.
+        BEATsTrainerError: If the loss stops being finite.
+    """
+    start = time.monotonic()
+    run.write_plan(config, splits)
+    classifier.to(device)
+    if config.model.mode == "head":
+        names = [name for name in SPLIT_NAMES if len(getattr(splits, name))]
+        parts = cache.split(classifier, [getattr(splits, name) for name in names], progress)
+        embedded = dict(zip(names, parts, strict=True))
+        fitted: FittedHead | FittedNetwork = _fit_head(
+            classifier, embedded, splits, config, progress
+        )
+        log_history(fitted.history, config, run)
+    else:
+        fitted = _fit_tokens_or_network(
+            classifier, splits, config, run, device, resume, progress, augment
+        )
+        names = [name for name in ("val", "test") if len(getattr(splits, name))]
+        cache = EmbeddingCache(classifier, config, splits.task)
+        parts = cache.split(
+            classifier.to(device), [getattr(splits, name) for name in names], progress
+        )
+        embedded = dict(zip(names, parts, strict=True))
+    outcome = Outcome(classifier.eval(), splits, fitted, {})
+    if config.training.calibrate and "val" in embedded:
+        _calibrate(outcome, embedded["val"], config)
+    for name in ("val", "test"):
+        if name in embedded:
+            outcome.scored[name] = score_split(
+                classifier, embedded[name], getattr(splits, name), config.seed
+            )
+    outcome.duration_s = time.monotonic() - start
+    classifier.provenance = _describe(outcome, config, device)
+    run.write_history(fitted.history)
+    run.write_predictions(outcome.scored, splits)
+    classifier.save_pretrained(run.model, metrics=classifier.provenance["metrics"])
+    run.write_metrics(outcome.scored)  # last: a run with metrics is a finished one
+    return outcome
+
+
+def score_split(
+    classifier: BEATsForAudioClassification,
+    split: EmbeddedSplit,
+    table: pd.DataFrame,
+    seed: int = 0,
+    *,
+    with_intervals: bool = True,
+) -> ScoredSplit:
+    """Measure a classifier on embedded clips.
+
+    Args:
+        classifier: Its head, activation, labels and thresholds are used.
+        split: The clips as the head sees them, at least one.
+        table: Their rows.
+        seed: Of the resampling for the intervals.
+        with_intervals: Whether to resample at all.
+    """
+    logits = head_logits(classifier.head, split.embeddings)
+    probabilities = _probabilities(logits, classifier)
+    task = "multi" if split.targets.ndim == 2 else "single"
+    labels, thresholds = classifier.labels, classifier.thresholds
+    metrics = measure(task, split.targets, probabilities, labels, thresholds)
+    intervals: dict[str, Interval] = {}
+    if with_intervals:
+        intervals = bootstrap_intervals(
+            task,
+            split.targets,
+            probabilities,
+            labels,
+            groups=groups_of(table),
+            seed=seed,
+            thresholds=thresholds,
+        )
+    return ScoredSplit(table, split.targets, probabilities, metrics, intervals)
+
+
+def groups_of(table: pd.DataFrame) -> NDArray[Any] | None:
+    """What belongs together in a table of clips, shape ``(N,)``; ``None`` where nothing is known."""
+    if "group" in table.columns and table["group"].notna().all():
+        return table["group"].astype(str).to_numpy()
+    return None
+
+
+def _fit_head(
+    classifier: BEATsForAudioClassification,
+    embedded: dict[str, EmbeddedSplit],
+    splits: Splits,
+    config: Config,
+    progress: bool | None,
+) -> FittedHead:
+    fitted = fit_cached_head(
+        classifier.head,
+        embedded["train"],
+        embedded.get("val"),
+        splits.labels,
+        config.training,
+        learning_rate=config.resolved_learning_rate(),
+        batch_size=settled(config.data.batch_size),
+        seed=config.seed,
+        progress=progress,
+        activation=classifier.activation,
+    )
+    classifier.head.load_state_dict(fitted.head.state_dict())
+    return fitted
+
+
+def _fit_tokens_or_network(
+    classifier: BEATsForAudioClassification,
+    splits: Splits,
+    config: Config,
+    run: RunFolder,
+    device: torch.device,
+    resume: bool,
+    progress: bool | None,
+    augment: "CustomAugmentation | None",
+) -> "FittedHead | FittedNetwork":
+    is_frozen = config.model.mode == "attentive"
+    hears_anew = (
+        config.augmentation.is_on or augment is not None or config.data.max_duration_s is not None
+    )
+    if is_frozen and not hears_anew and config.training.devices == 1:
+        from beats_trainer.training.attentive import fit_attentive
+
+        fitted = fit_attentive(classifier, splits, config, progress=progress)
+        if fitted is not None:
+            log_history(fitted.history, config, run)
+            return fitted
+        log.info(
+            "The tokens of all clips need more than model.cache_gb=%g GB of memory: the frozen network is "
+            "run in every epoch.",
+            config.model.cache_gb,
+        )
+    from beats_trainer.training.fit import fit_network  # Lightning takes seconds to import
+
+    if config.model.mode != "lora":
+        return fit_network(
+            classifier, splits, config, run, device, resume=resume, progress=progress, augment=augment
+        )
+    from beats_trainer.training.lora import add_lora, merge_lora
+
+    settings = config.model
+    add_lora(
+        classifier.beats,
+        rank=settings.lora_rank,
+        alpha=settings.lora_alpha,
+        dropout=settings.lora_dropout,
+        targets=tuple(settings.lora_targets),
+        seed=config.seed,
+    )
+    network = fit_network(
+        classifier, splits, config, run, device, resume=resume, progress=progress, augment=augment
+    )
+    merge_lora(classifier.beats)
+    return network
+
+
+def _calibrate(outcome: Outcome, val: EmbeddedSplit, config: Config) -> None:
+    """Fit the scale of the scores and the thresholds on the validation clips, and put both into the model."""
+    classifier = outcome.classifier
+    task = outcome.splits.task
+    logits = head_logits(classifier.head, val.embeddings)
+    temperature = None
+    if task == "single" and classifier.activation == "softmax" or task == "multi":
+        temperature = fit_temperature(logits, val.targets, task)
+        if temperature.is_at_bound:
+            outcome.notes.append(
+                "The scale of the scores was not calibrated: the validation clips "
+                f"({len(val)}) are too few, or too well separated, to tell how certain the model may be."
+            )
+        else:
+            outcome.uncalibrated = _probabilities(logits, classifier)
+            outcome.temperature = temperature
+            classifier.head.absorb_temperature(temperature.value)
+            logits = head_logits(classifier.head, val.embeddings)
+    classifier.thresholds = fit_thresholds(
+        val.targets,
+        _probabilities(logits, classifier),
+        classifier.labels,
+        task,
+        target_precision=config.training.target_precision,
+    )
+    classifier.calibration = {
+        "fitted_on": f"{len(val)} validation clips",
+        "temperature": None if outcome.temperature is None else outcome.temperature.value,
+        "thresholds": "best F1"
+        if config.training.target_precision is None
+        else f"precision of at least {config.training.target_precision:g}",
+    }
+
+
+def _probabilities(
+    logits: NDArray[np.float64], classifier: BEATsForAudioClassification
+) -> NDArray[np.float64]:
+    # In double, so that the loss of a confident mistake is not cut at float32's precision.
+    scores: NDArray[np.float64] = apply_activation(
+        torch.from_numpy(logits), classifier.activation
+    ).numpy()
+    return scores
+
+
+def _describe(outcome: Outcome, config: Config, device: torch.device) -> dict[str, Any]:
+    """How the model was made, for its ``config.json``: plain values, and no paths of this machine."""
+    beats = outcome.classifier.beats
+    assert isinstance(beats, BEATsModel)
+    trained = {
+        "head": "the head",
+        "attentive": "the head with learned pooling",
+        "lora": "low-rank adapters, merged, and the head",
+    }.get(str(config.model.mode), "all weights")
+    return {
+        "started_from": "random weights" if config.model.mode == "scratch" else dict(beats.provenance),
+        "trained": trained,
+        "mode": config.model.mode,
+        "clips": {name: len(getattr(outcome.splits, name)) for name in SPLIT_NAMES},
+        "split": outcome.splits.how,
+        "epochs": len(outcome.fitted.history),
+        "kept_epoch": outcome.fitted.best_epoch + 1,
+        "chosen_by": config.training.monitor_metric,
+        "learning_rate": config.resolved_learning_rate(),
+        "loss": config.training.loss_function,
+        "seed": config.seed,
+        "precision": str(
+            resolve_precision(config.training.precision_name, device)
+        ).removeprefix("torch."),
+        "metrics": {
+            name: value
+            for part in outcome.summaries.values()
+            for name, value in part.items()
+            if np.isfinite(value)
+        },
+    }
