@@ -1,6 +1,6 @@
-"""Settings of a training run: four dataclasses, read from Python, a dict or YAML, checked in one place.
+"""Settings of a training run: dataclasses, read from Python, a dict or YAML, checked in one place.
 
-Config(data, model, training) -> validate() -> trainer
+Config(data, model, training, augmentation) -> validate() -> trainer
 
 Attributes are plain and mutable (``config.training.max_epochs = 5``); what is assigned is checked when
 it is used, by :meth:`Config.validate`, which the trainer calls before any other work. A name that does
@@ -24,7 +24,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 from beats_trainer.constants import NUM_MEL_BINS, SAMPLE_RATE
 from beats_trainer.errors import ConfigError
 
-__all__ = ["Config", "DataConfig", "ModelConfig", "TrainingConfig"]
+__all__ = ["AugmentationConfig", "Config", "DataConfig", "ModelConfig", "TrainingConfig"]
 
 _PRECISION_NAMES: dict[str, str] = {
     "auto": "auto",
@@ -48,7 +48,7 @@ _ARCHITECTURE_FIELDS = (
 
 
 class _Settings:
-    """What the four dataclasses share: only declared names can be set, paths are kept as text."""
+    """What the dataclasses share: only declared names can be set, paths are kept as text."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in _field_names(type(self)):
@@ -250,6 +250,64 @@ class TrainingConfig(_Settings):
 
 
 @dataclass
+class AugmentationConfig(_Settings):
+    """How training clips are changed at random; all of it is off by default. Needs a trained backbone."""
+
+    gain_db: float = 0.0
+    """Clips are made louder or quieter by up to this many dB."""
+    roll: bool = False
+    """Clips begin somewhere in their middle, and what was before follows their end."""
+    polarity: bool = False
+    """Half of the clips, by chance, change their sign."""
+    mixup_alpha: float = 0.0
+    """Mixes clips, and their targets, by shares from Beta(alpha, alpha); 0 is off."""
+    mixup_probability: float = 1.0
+    """Share of the clips that are mixed with another of their batch."""
+    background_dir: str | os.PathLike[str] | None = None
+    """Folder of recordings, of any length, to hide clips in."""
+    background_snr_db: list[float] = field(default_factory=lambda: [5.0, 20.0])
+    """Lowest and highest ratio of clip to background, in dB."""
+    background_probability: float = 0.5
+    """Share of the clips that get a background."""
+    num_time_masks: int = 0
+    """SpecAugment: stretches of time that are hidden, in each clip."""
+    max_time_mask: float = 0.1
+    """Longest of these stretches, as a share of the clip."""
+    num_freq_masks: int = 0
+    """SpecAugment: bands of frequency that are hidden, in each clip."""
+    max_freq_mask: int = 16
+    """Widest of these bands, in mel bands, of which there are 128."""
+
+    @property
+    def changes_waveforms(self) -> bool:
+        """Whether the sound itself is changed.
+
+        Example:
+            >>> AugmentationConfig(num_time_masks=2).changes_waveforms
+            False
+        """
+        return (
+            self.gain_db > 0
+            or self.roll
+            or self.polarity
+            or (self.mixup_alpha > 0 and self.mixup_probability > 0)
+            or (self.background_dir is not None and self.background_probability > 0)
+        )
+
+    @property
+    def masks_fbank(self) -> bool:
+        """Whether parts of the spectrogram are hidden.
+
+        Example:
+            >>> AugmentationConfig(num_time_masks=2).masks_fbank
+            True
+        """
+        return (self.num_time_masks > 0 and self.max_time_mask > 0) or (
+            self.num_freq_masks > 0 and self.max_freq_mask > 0
+        )
+
+
+@dataclass
 class Config(_Settings):
     """All settings of one training run.
 
@@ -271,7 +329,9 @@ class Config(_Settings):
     experiment_name: str = "beats_experiment"
     """Name of the folder that the run's files go to."""
     seed: int = 42
-    """Of the split, the initial weights and the order of the clips."""
+    """Of the split, the initial weights, the order of the clips and how they are changed."""
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    """How training clips are changed at random."""
 
     def resolved_learning_rate(self) -> float:
         """The peak learning rate: as set, or the default for what is trained.
@@ -336,8 +396,8 @@ trained at that rate. Files of any rate are resampled to it, there is nothing to
         """Build and validate a config from nested mappings; what is left out keeps its default.
 
         Args:
-            settings: Keys ``data``, ``model``, ``training`` (each a mapping, or the dataclass),
-                ``experiment_name`` and ``seed``. Numbers may be text, as YAML reads ``5e-5``.
+            settings: Keys ``data``, ``model``, ``training``, ``augmentation`` (each a mapping, or the
+                dataclass), ``experiment_name`` and ``seed``. Numbers may be text, as YAML reads ``5e-5``.
 
         Raises:
             ConfigError: If a key is unknown, or a value has a wrong type or range.
@@ -379,6 +439,7 @@ _SECTIONS: dict[str, type[_Settings]] = {
     "data": DataConfig,
     "model": ModelConfig,
     "training": TrainingConfig,
+    "augmentation": AugmentationConfig,
     "": Config,
 }
 
@@ -491,7 +552,8 @@ def _described(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(str(choice) for choice in get_args(kind))
     if get_origin(kind) is list:
-        return f"a list of {'whole numbers' if get_args(kind)[0] is int else 'texts'}"
+        items = {int: "whole numbers", float: "numbers"}
+        return f"a list of {items.get(get_args(kind)[0], 'texts')}"
     if get_origin(kind) is os.PathLike:
         return "a path"
     names = {type(None): "null", bool: "true or false", int: "a whole number", str: "text"}
@@ -592,8 +654,30 @@ def _range_problems(config: Config) -> Iterator[str]:
             getattr(training if question == "precision_name" else model, question)
         except ConfigError as error:
             yield str(error)
+    yield from _augmentation_problems(config.augmentation)
     if model.train_from_scratch:
         yield from _architecture_problems(model)
+
+
+def _augmentation_problems(augmentation: AugmentationConfig) -> Iterator[str]:
+    ranges: list[tuple[float, float, tuple[str, ...]]] = [
+        (0, 1, ("mixup_probability", "background_probability", "max_time_mask")),
+        (0, NUM_MEL_BINS, ("max_freq_mask",)),
+        (0, math.inf, ("gain_db", "mixup_alpha", "num_time_masks", "num_freq_masks")),
+    ]
+    for low, high, names in ranges:
+        for name in names:
+            value = getattr(augmentation, name)
+            if not low <= value <= high:
+                expected = f"from {low} to {high}" if math.isfinite(high) else f"at least {low}"
+                yield f"augmentation.{name} must be {expected}, not {value}."
+    ratios = augmentation.background_snr_db
+    if len(ratios) != 2 or ratios[0] > ratios[1]:
+        yield (
+            "augmentation.background_snr_db must be the lowest and the highest ratio in dB, such as "
+            f"[5, 20], not {ratios}."
+        )
+    # That background_dir is there is checked where training starts: a trained model is loaded without it.
 
 
 def _architecture_problems(model: ModelConfig) -> Iterator[str]:
@@ -646,5 +730,29 @@ def _settings_without_effect(config: Config) -> Iterator[str]:
     ):
         if value != neutral and not model.trains_backbone:
             yield f"{name} has no effect: a head on a frozen backbone is fitted on embeddings of whole clips."
+    yield from _augmentation_without_effect(config)
     if training.gpus is not None:
         yield "training.gpus has no effect: set training.device, for example to 'cuda' or 'cpu'."
+
+
+def _augmentation_without_effect(config: Config) -> Iterator[str]:
+    settings, defaults = config.augmentation, AugmentationConfig()
+    if (settings.changes_waveforms or settings.masks_fbank) and not config.model.trains_backbone:
+        yield (
+            "The settings of augmentation have no effect: a head on a frozen backbone is fitted on "
+            "embeddings that are made once. Set model.freeze_backbone=False and "
+            "model.fine_tune_backbone=True to train the network on changed clips."
+        )
+    for needed, is_set, names in (
+        ("mixup_alpha", settings.mixup_alpha > 0, ("mixup_probability",)),
+        (
+            "background_dir",
+            settings.background_dir is not None,
+            ("background_snr_db", "background_probability"),
+        ),
+        ("num_time_masks", settings.num_time_masks > 0, ("max_time_mask",)),
+        ("num_freq_masks", settings.num_freq_masks > 0, ("max_freq_mask",)),
+    ):
+        for name in names:
+            if not is_set and getattr(settings, name) != getattr(defaults, name):
+                yield f"augmentation.{name} has no effect without augmentation.{needed}."

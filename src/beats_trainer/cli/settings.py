@@ -19,7 +19,7 @@ import warnings
 from typing import Any, Literal, Union, get_args, get_origin
 
 from beats_trainer import config as config_module
-from beats_trainer.config import Config, DataConfig, ModelConfig, TrainingConfig
+from beats_trainer.config import AugmentationConfig, Config, DataConfig, ModelConfig, TrainingConfig
 from beats_trainer.errors import ConfigError
 
 __all__ = ["add_settings", "read_settings"]
@@ -45,6 +45,7 @@ _SECTIONS: tuple[tuple[str, type], ...] = (
     ("data", DataConfig),
     ("model", ModelConfig),
     ("training", TrainingConfig),
+    ("augmentation", AugmentationConfig),
 )
 _PREFIX = "setting:"
 
@@ -153,8 +154,10 @@ def _metavar(hint: Any) -> str:
 
 def _help(owner: type, item: "dataclasses.Field[Any]") -> str:
     text = _docstrings(owner)[item.name]
-    default = "null" if item.default is None else str(item.default)
-    default = default.lower() if isinstance(item.default, bool) else default
+    factory = item.default_factory
+    value = item.default if factory is dataclasses.MISSING else factory()
+    default = "null" if value is None else str(value)
+    default = default.lower() if isinstance(value, bool) else default
     text = re.sub(r":\w+:`[~.]?(?:\w+\.)*(\w+)`", r"\1", text).replace("``", "")
     text = re.sub(r"\bNone\b", "null", text)
     return f"{' '.join(text.split())} (default: {default})".replace("%", "%%")
