@@ -419,6 +419,34 @@ class AugmentationConfig(_Settings):
     """Widest such band, in mel bins of 128."""
 
     @property
+    def changes_waveforms(self) -> bool:
+        """Whether the sound itself is changed.
+
+        Example:
+            >>> AugmentationConfig(num_time_masks=2).changes_waveforms
+            False
+        """
+        return (
+            self.gain_db > 0
+            or self.roll
+            or self.polarity
+            or (self.mixup_alpha > 0 and self.mixup_probability > 0)
+            or (self.background_dir is not None and self.background_probability > 0)
+        )
+
+    @property
+    def masks_fbank(self) -> bool:
+        """Whether parts of the spectrogram are hidden.
+
+        Example:
+            >>> AugmentationConfig(num_time_masks=2).masks_fbank
+            True
+        """
+        return (self.num_time_masks > 0 and self.max_time_mask > 0) or (
+            self.num_freq_masks > 0 and self.max_freq_mask > 0
+        )
+
+    @property
     def is_on(self) -> bool:
         """Whether anything is changed at all.
 
@@ -426,15 +454,7 @@ class AugmentationConfig(_Settings):
             >>> AugmentationConfig().is_on, AugmentationConfig(roll=True).is_on
             (False, True)
         """
-        return bool(
-            self.gain_db
-            or self.roll
-            or self.polarity
-            or (self.mixup_alpha and self.mixup_probability)
-            or self.background_dir
-            or self.num_time_masks
-            or self.num_freq_masks
-        )
+        return self.changes_waveforms or self.masks_fbank
 
 
 def settled(value: T | None) -> T:

@@ -66,7 +66,7 @@ from beats_trainer.training.run_folder import SPLIT_NAMES, RunFolder
 from beats_trainer.training.session import Outcome, score_split, train_once
 
 if TYPE_CHECKING:
-    from beats_trainer.training.augmentation import CustomAugmentation
+    from beats_trainer.loading import ClipChange
 
 __all__ = ["BEATsTrainer", "CrossValidationResult", "TrainResult"]
 
@@ -134,7 +134,7 @@ class BEATsTrainer:
         experiment_name: str | None = None,
         log_dir: PathLike | None = None,
         mode: Mode | None = None,
-        augment: "CustomAugmentation | None" = None,
+        augment: ClipChange | None = None,
     ) -> None:
         if isinstance(dataset, Config):
             if config is not None:

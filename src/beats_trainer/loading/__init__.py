@@ -1,5 +1,7 @@
-"""Clips -> batches of waveforms: windows, reading ahead, batches of like length, training loaders."""
+"""Clips -> batches of waveforms: windows, reading ahead, batches of like length, loaders, augmentation."""
 
+from beats_trainer.loading.augment import WaveformAugmentation
+from beats_trainer.loading.background import BackgroundLibrary
 from beats_trainer.loading.batches import AudioBatch, collate_waveforms, length_sorted_batches
 from beats_trainer.loading.clips import Clip, plan_windows
 from beats_trainer.loading.reader import read_ahead
@@ -7,8 +9,10 @@ from beats_trainer.loading.training import ClipDataset, make_data_loader
 
 __all__ = [
     "AudioBatch",
+    "BackgroundLibrary",
     "Clip",
     "ClipDataset",
+    "WaveformAugmentation",
     "collate_waveforms",
     "length_sorted_batches",
     "make_data_loader",

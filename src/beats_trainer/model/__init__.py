@@ -13,6 +13,7 @@ from beats_trainer.model.classifier import (
 )
 from beats_trainer.model.heads import ClassifierHead
 from beats_trainer.model.pooling import POOLING_MODES, PoolingMode, pool_tokens
+from beats_trainer.model.spec_augment import spec_augment
 from beats_trainer.model.tokenizer import AcousticTokenizer, TokenizerOutput
 
 __all__ = [
@@ -29,4 +30,5 @@ __all__ = [
     "TokenizerOutput",
     "apply_activation",
     "pool_tokens",
+    "spec_augment",
 ]

@@ -25,7 +25,7 @@ from beats_trainer.datasets import Splits, targets_of
 from beats_trainer.errors import ConfigError
 from beats_trainer.model import BEATsClassifier
 from beats_trainer.model.precision import resolve_precision
-from beats_trainer.training.augmentation import CustomAugmentation, augmentation_from
+from beats_trainer.training.augmentation import augmentation_from
 from beats_trainer.training.data_module import SplitsDataModule
 from beats_trainer.training.loggers import make_loggers
 from beats_trainer.training.losses import ClassificationLoss, soft_targets
@@ -65,7 +65,7 @@ def fit_network(
     *,
     resume: bool = False,
     progress: bool | None = None,
-    augment: CustomAugmentation | None = None,
+    augment: ClipChange | None = None,
 ) -> FittedNetwork:
     """Train what of a classifier requires a gradient, and load the best epoch's weights back into it.
 

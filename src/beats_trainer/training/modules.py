@@ -6,7 +6,6 @@ Shapes in this file: B clips, N clips of a split, C classes.
 """
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import lightning as L
@@ -22,15 +21,12 @@ from beats_trainer.loading import AudioBatch, WaveformAugmentation
 from beats_trainer.model import BEATsClassifier
 from beats_trainer.model.classifier import apply_activation
 from beats_trainer.reports import measure
+from beats_trainer.training.augmentation import FbankAugmentation
 from beats_trainer.training.losses import ClassificationLoss
 from beats_trainer.training.optim import make_optimizer, make_scheduler, parameter_groups
 from beats_trainer.training.sampling import rank_batches
 
-__all__ = ["ClassifierModule", "FbankAugmentation"]
-
-FbankAugmentation = Callable[[Tensor, Tensor | None, torch.Generator], Tensor]
-"""``(fbank (B, F, 128), frame_lengths, generator) -> fbank``."""
-
+__all__ = ["ClassifierModule"]
 
 class ClassifierModule(L.LightningModule):
     """Train what of a classifier requires a gradient.
@@ -93,7 +89,7 @@ class ClassifierModule(L.LightningModule):
         beats = self.classifier.beats
         fbank, frame_lengths = beats.front_end(waveforms, lengths)
         if self.augment_fbank is not None:
-            fbank = self.augment_fbank(fbank, frame_lengths, generator)
+            fbank = self.augment_fbank(fbank, frame_lengths, generator=generator)
         logits = self.classifier.classify_fbank(fbank, frame_lengths).logits
         loss = self.loss(logits, targets) * self._share(batch_idx, self.num_train_clips)
         whole = min(self._batch_size, self.num_train_clips - batch_idx * self._batch_size)

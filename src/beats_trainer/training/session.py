@@ -40,7 +40,7 @@ from beats_trainer.training.losses import ClassificationLoss, soft_targets
 from beats_trainer.training.run_folder import SPLIT_NAMES, RunFolder
 
 if TYPE_CHECKING:
-    from beats_trainer.training.augmentation import CustomAugmentation
+    from beats_trainer.loading import ClipChange
     from beats_trainer.training.fit import FittedNetwork
 
 __all__ = ["Outcome", "ScoredSplit", "score_split", "train_once"]
@@ -107,7 +107,7 @@ def train_once(
     cache: EmbeddingCache,
     resume: bool = False,
     progress: bool | None = None,
-    augment: "CustomAugmentation | None" = None,
+    augment: ClipChange | None = None,
 ) -> Outcome:
     """Train, choose the epoch, calibrate on validation, measure, and write everything into the run's folder.
 
@@ -238,7 +238,7 @@ def _fit_tokens_or_network(
     device: torch.device,
     resume: bool,
     progress: bool | None,
-    augment: "CustomAugmentation | None",
+    augment: ClipChange | None,
 ) -> "FittedHead | FittedNetwork":
     is_frozen = config.model.mode == "attentive"
     hears_anew = (
