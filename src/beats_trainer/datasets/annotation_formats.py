@@ -38,7 +38,7 @@ _FILE = (
     *("path", "file", "recording", "audio"),
 )
 _RAVEN_FILE = ("beginpath", "beginfile")
-_START = ("starttime", "start", "starts", "startsec", "onset", "begintime", "begin", "begins")
+_START = ("begintime", "starttime", "start", "starts", "startsec", "onset", "begin", "begins")
 _END = ("endtime", "end", "ends", "endsec", "stop", "stoptime")
 _LABEL = (
     *("annotation", "annotations", "label", "labels", "eventlabel", "category", "class", "tag"),
