@@ -2,10 +2,19 @@
 
 folder / CSV / DataFrame / archive -> [table: filename, category] -> Manifest -> Splits -> loading
 
+Raven | Audacity | CSV of long recordings -> Annotations -> window_clips -> [table]
+
 Sources give a pandas table; :func:`build_manifest` checks it and decides once which class has which id;
 :func:`split_manifest` divides it without letting one recording into two parts.
 """
 
+from beats_trainer.datasets.annotation_windows import window_clips
+from beats_trainer.datasets.annotation_writing import (
+    write_annotation_csv,
+    write_audacity,
+    write_raven,
+)
+from beats_trainer.datasets.annotations import Annotations, read_annotations
 from beats_trainer.datasets.esc50 import (
     download_and_organize_esc50,
     download_esc50,
@@ -28,6 +37,7 @@ from beats_trainer.datasets.urbansound8k import (
 )
 
 __all__ = [
+    "Annotations",
     "Manifest",
     "Splits",
     "build_manifest",
@@ -42,7 +52,12 @@ __all__ = [
     "load_urbansound8k",
     "organize_esc50_for_training",
     "organize_urbansound8k_for_training",
+    "read_annotations",
     "scan_directory_dataset",
     "split_manifest",
     "validate_dataset",
+    "window_clips",
+    "write_annotation_csv",
+    "write_audacity",
+    "write_raven",
 ]
