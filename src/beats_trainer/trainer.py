@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import pandas as pd
 from tqdm import tqdm
@@ -48,6 +48,7 @@ from beats_trainer.datasets import (
 )
 from beats_trainer.errors import BEATsTrainerError, ConfigError, DatasetError
 from beats_trainer.feature_extractor import BEATsFeatureExtractor
+from beats_trainer.loading import ClipChange
 from beats_trainer.model.precision import resolve_device, resolve_precision
 from beats_trainer.predictor import BEATsPredictor
 from beats_trainer.presets import Mode
@@ -64,9 +65,6 @@ from beats_trainer.training.report import class_balance, describe_training
 from beats_trainer.training.result import CrossValidationResult, TrainResult
 from beats_trainer.training.run_folder import SPLIT_NAMES, RunFolder
 from beats_trainer.training.session import Outcome, score_split, train_once
-
-if TYPE_CHECKING:
-    from beats_trainer.loading import ClipChange
 
 __all__ = ["BEATsTrainer", "CrossValidationResult", "TrainResult"]
 
@@ -268,7 +266,10 @@ class BEATsTrainer:
             data_dir=data_dir,
         )
         return cls(
-            build_manifest(table, data_dir, **_label_settings(settings)), data_dir, config, **options
+            build_manifest(table, data_dir, **_label_settings(settings)),
+            data_dir,
+            config,
+            **options,
         )
 
     @classmethod
@@ -433,9 +434,7 @@ class BEATsTrainer:
             audio_column=audio_column or settings.audio_column,
             label_column=label_column or settings.label_column,
         )
-        manifest = build_manifest(
-            pd.concat(tables.values()), data_dir, **_label_settings(settings)
-        )
+        manifest = build_manifest(pd.concat(tables.values()), data_dir, **_label_settings(settings))
         return cls(manifest, data_dir, config, **options)
 
     @classmethod
@@ -644,9 +643,7 @@ class BEATsTrainer:
                 augment=self.augment,
             )
 
-        result = cross_validate(
-            fold_list, config, run, train_fold, resume=interrupted is not None
-        )
+        result = cross_validate(fold_list, config, run, train_fold, resume=interrupted is not None)
         if verbose:
             tqdm.write(str(result))
         return result

@@ -131,6 +131,13 @@ def read_settings(arguments: argparse.Namespace, **settings: Any) -> Config:
                 given[key.removeprefix(_PREFIX)] = value
         for name in given.keys() & settings.keys():
             raise ConfigError(f"DATA says what {name} is: leave the option for it out.")
+        if settings:  # DATA takes the place of what the file says of it
+            for name in ("data_dir", "metadata_file"):
+                if f"data.{name}" not in given:
+                    tree.get("data", {}).pop(name, None)
+        if "model.mode" in given:  # the file may say it in the old way
+            for name in ("train_from_scratch", "freeze_backbone", "fine_tune_backbone"):
+                tree.get("model", {}).pop(name, None)
         for name, value in (given | settings).items():
             *section, field = name.split(".")
             branch = tree.setdefault(section[0], {}) if section else tree

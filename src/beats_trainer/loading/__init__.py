@@ -1,6 +1,6 @@
 """Clips -> batches of waveforms: windows, reading ahead, batches of like length, loaders, augmentation."""
 
-from beats_trainer.loading.augment import WaveformAugmentation
+from beats_trainer.loading.augment import ClipChange, WaveformAugmentation
 from beats_trainer.loading.background import BackgroundLibrary
 from beats_trainer.loading.batches import AudioBatch, collate_waveforms, length_sorted_batches
 from beats_trainer.loading.clips import Clip, plan_windows
@@ -11,6 +11,7 @@ __all__ = [
     "AudioBatch",
     "BackgroundLibrary",
     "Clip",
+    "ClipChange",
     "ClipDataset",
     "WaveformAugmentation",
     "collate_waveforms",

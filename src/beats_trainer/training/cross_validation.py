@@ -112,9 +112,7 @@ def cross_validate(
             labels=list(labels),
             headline=headline(pooled.metrics, pooled.intervals, "test"),
             **scores_of(pooled, task),
-            balance={
-                f"fold {fold.name}": class_balance(fold.splits)["test"] for fold in folds
-            },
+            balance={f"fold {fold.name}": class_balance(fold.splits)["test"] for fold in folds},
             mistakes=mistakes,
             folds=rows,
             fold_summary=summary,

@@ -46,9 +46,7 @@ def clips_of(table: pd.DataFrame, max_duration_s: float | None = None) -> list[C
     if "start_time" not in table.columns:
         return [Clip(str(path), duration_s=max_duration_s) for path in table["path"]]
     clips = []
-    for path, start, end in zip(
-        table["path"], table["start_time"], table["end_time"], strict=True
-    ):
+    for path, start, end in zip(table["path"], table["start_time"], table["end_time"], strict=True):
         duration_s = None if pd.isna(end) else float(end - start)
         if max_duration_s is not None:
             duration_s = min(duration_s or max_duration_s, max_duration_s)

@@ -23,6 +23,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from beats_trainer.config import Config, settled
 from beats_trainer.datasets import Splits, targets_of
 from beats_trainer.errors import ConfigError
+from beats_trainer.loading import ClipChange
 from beats_trainer.model import BEATsClassifier
 from beats_trainer.model.precision import resolve_precision
 from beats_trainer.training.augmentation import augmentation_from

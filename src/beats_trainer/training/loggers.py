@@ -34,9 +34,7 @@ def make_loggers(config: Config, run: RunFolder) -> list[Any]:
             elif name == "tensorboard":
                 made.append(loggers.TensorBoardLogger(run.path, name="", version="tensorboard"))
             elif name == "wandb":
-                made.append(
-                    loggers.WandbLogger(project=config.experiment_name, save_dir=run.path)
-                )
+                made.append(loggers.WandbLogger(project=config.experiment_name, save_dir=run.path))
             elif name == "mlflow":
                 made.append(loggers.MLFlowLogger(experiment_name=config.experiment_name))
         except ModuleNotFoundError as error:
@@ -69,5 +67,7 @@ def log_history(history: list[dict[str, float]], config: Config, run: RunFolder)
         training = dataclasses.replace(config.training, loggers=others)
         for logger in make_loggers(dataclasses.replace(config, training=training), run):
             for row in history:
-                logger.log_metrics({k: v for k, v in row.items() if k != "epoch"}, int(row["epoch"]))
+                logger.log_metrics(
+                    {k: v for k, v in row.items() if k != "epoch"}, int(row["epoch"])
+                )
             logger.finalize("success")

@@ -27,7 +27,9 @@ __all__ = ["ClassificationLoss", "class_weights", "soft_targets"]
 LossName = Literal["cross_entropy", "bce", "focal", "asymmetric"]
 
 _ASYMMETRIC_GAMMA, _ASYMMETRIC_MARGIN = 4.0, 0.05  # gamma-, m of arXiv 2009.14119; its gamma+ is 0
-_EFFECTIVE_BETA = 0.999  # of the four in arXiv 1901.05555, the one for hundreds to thousands of clips
+_EFFECTIVE_BETA = (
+    0.999  # of the four in arXiv 1901.05555, the one for hundreds to thousands of clips
+)
 
 
 class ClassificationLoss:
@@ -124,9 +126,7 @@ class ClassificationLoss:
         return (terms * known).sum(dim=1) / known.sum(dim=1).clamp(min=1)
 
     def _of_one_class(self, logits: Tensor, targets: Tensor) -> Tensor:
-        targets = (
-            targets * (1 - self.label_smoothing) + self.label_smoothing / targets.shape[1]
-        )
+        targets = targets * (1 - self.label_smoothing) + self.label_smoothing / targets.shape[1]
         log_probs = F.log_softmax(logits, dim=1)
         terms = -targets * log_probs
         if self.name == "focal":
@@ -190,7 +190,9 @@ def class_weights(counts: Sequence[float] | NDArray[np.float64], how: str) -> ND
     return scaled
 
 
-def soft_targets(targets: NDArray[np.int64] | NDArray[np.float32], num_classes: int) -> NDArray[np.float32]:
+def soft_targets(
+    targets: NDArray[np.int64] | NDArray[np.float32], num_classes: int
+) -> NDArray[np.float32]:
     """Bring class ids ``(N,)`` to one-hot rows ``(N, C)``; rows of several classes stay as they are.
 
     Example:

@@ -28,6 +28,7 @@ from beats_trainer.training.sampling import rank_batches
 
 __all__ = ["ClassifierModule"]
 
+
 class ClassifierModule(L.LightningModule):
     """Train what of a classifier requires a gradient.
 

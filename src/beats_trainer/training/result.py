@@ -133,7 +133,8 @@ class CrossValidationResult(_Result):
         width = max(6, *(len(str(row["fold"])) for row in self.folds))
         lines = [self.how, ""]
         lines.append(
-            f"{'fold':{width}}  clips" + "".join(f"{name.removeprefix('test_'):>10}" for name in shown)
+            f"{'fold':{width}}  clips"
+            + "".join(f"{name.removeprefix('test_'):>10}" for name in shown)
         )
         lines += [
             f"{row['fold']!s:{width}}  {row['test_clips']:5d}"

@@ -157,8 +157,7 @@ class RunFolder:
     def write_predictions(self, scored: "Mapping[str, ScoredSplit]", splits: Splits) -> None:
         """Write one row per measured clip: file, split, true and predicted class, and every score."""
         tables = [
-            prediction_table(part, splits, name).assign(split=name)
-            for name, part in scored.items()
+            prediction_table(part, splits, name).assign(split=name) for name, part in scored.items()
         ]
         if tables:
             with written_whole(self.path / "predictions.csv") as partial:

@@ -50,7 +50,9 @@ def epoch_order(targets: NDArray[np.float32], sampling: str, seed: int) -> NDArr
     return random.permutation(np.array(rows, dtype=np.int64))
 
 
-def rank_batches(num_clips: int, batch_size: int, rank: int = 0, num_ranks: int = 1) -> list[list[int]]:
+def rank_batches(
+    num_clips: int, batch_size: int, rank: int = 0, num_ranks: int = 1
+) -> list[list[int]]:
     """Deal the rows of each batch out to several processes, such that together they have the whole of it.
 
     Args:

@@ -9,9 +9,7 @@ Shapes in this file: N clips, C classes.
 
 import logging
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +20,7 @@ from numpy.typing import NDArray
 from beats_trainer.checkpoints import BEATsForAudioClassification, BEATsModel
 from beats_trainer.config import Config, settled
 from beats_trainer.datasets import Splits
+from beats_trainer.loading import ClipChange
 from beats_trainer.model.classifier import apply_activation
 from beats_trainer.model.precision import resolve_precision
 from beats_trainer.reports import (
@@ -36,11 +35,9 @@ from beats_trainer.reports import (
 from beats_trainer.training.cached_head import FittedHead, fit_cached_head, head_logits
 from beats_trainer.training.embedded import EmbeddedSplit, EmbeddingCache
 from beats_trainer.training.loggers import log_history
-from beats_trainer.training.losses import ClassificationLoss, soft_targets
 from beats_trainer.training.run_folder import SPLIT_NAMES, RunFolder
 
 if TYPE_CHECKING:
-    from beats_trainer.loading import ClipChange
     from beats_trainer.training.fit import FittedNetwork
 
 __all__ = ["Outcome", "ScoredSplit", "score_split", "train_once"]
@@ -260,7 +257,14 @@ def _fit_tokens_or_network(
 
     if config.model.mode != "lora":
         return fit_network(
-            classifier, splits, config, run, device, resume=resume, progress=progress, augment=augment
+            classifier,
+            splits,
+            config,
+            run,
+            device,
+            resume=resume,
+            progress=progress,
+            augment=augment,
         )
     from beats_trainer.training.lora import add_lora, merge_lora
 
@@ -286,7 +290,7 @@ def _calibrate(outcome: Outcome, val: EmbeddedSplit, config: Config) -> None:
     task = outcome.splits.task
     logits = head_logits(classifier.head, val.embeddings)
     temperature = None
-    if task == "single" and classifier.activation == "softmax" or task == "multi":
+    if classifier.activation == "softmax" or task == "multi":
         temperature = fit_temperature(logits, val.targets, task)
         if temperature.is_at_bound:
             outcome.notes.append(
@@ -334,7 +338,9 @@ def _describe(outcome: Outcome, config: Config, device: torch.device) -> dict[st
         "lora": "low-rank adapters, merged, and the head",
     }.get(str(config.model.mode), "all weights")
     return {
-        "started_from": "random weights" if config.model.mode == "scratch" else dict(beats.provenance),
+        "started_from": "random weights"
+        if config.model.mode == "scratch"
+        else dict(beats.provenance),
         "trained": trained,
         "mode": config.model.mode,
         "clips": {name: len(getattr(outcome.splits, name)) for name in SPLIT_NAMES},
@@ -345,9 +351,9 @@ def _describe(outcome: Outcome, config: Config, device: torch.device) -> dict[st
         "learning_rate": config.resolved_learning_rate(),
         "loss": config.training.loss_function,
         "seed": config.seed,
-        "precision": str(
-            resolve_precision(config.training.precision_name, device)
-        ).removeprefix("torch."),
+        "precision": str(resolve_precision(config.training.precision_name, device)).removeprefix(
+            "torch."
+        ),
         "metrics": {
             name: value
             for part in outcome.summaries.values()
