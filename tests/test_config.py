@@ -10,8 +10,15 @@ import numpy as np
 import pytest
 import yaml
 
-from beats_trainer.config import Config, DataConfig, ModelConfig, TrainingConfig
+from beats_trainer.config import (
+    AugmentationConfig,
+    Config,
+    DataConfig,
+    ModelConfig,
+    TrainingConfig,
+)
 from beats_trainer.errors import ConfigError
+from beats_trainer.presets import MODES, PRESETS
 
 
 def test_the_defaults_are_valid_and_train_only_the_head(recwarn):
@@ -21,7 +28,8 @@ def test_the_defaults_are_valid_and_train_only_the_head(recwarn):
 
     assert not recwarn.list
     assert not config.model.trains_backbone
-    assert config.resolved_learning_rate() == 1e-3
+    assert config.model.resolved_mode == "head"
+    assert config.resolved_learning_rate() == PRESETS["head"].learning_rate
 
 
 def test_the_documents_fine_tuning_settings_are_valid(recwarn):
@@ -160,11 +168,11 @@ def test_the_documents_learning_rate_can_be_written_in_yaml(tmp_path):
         ),
         ({"training": {"learning_rate": True}}, r"not True \(bool\)"),
         ({"training": {"learning_rate": "nan"}}, "must be a number"),
-        ({"training": {"max_epochs": 1.5}}, "training.max_epochs must be a whole number, not 1.5"),
+        ({"training": {"max_epochs": 1.5}}, "training.max_epochs must be a whole number or null, not 1.5"),
         ({"training": {"deterministic": "yes"}}, "must be true or false, not 'yes'"),
         ({"training": {"optimizer": "adagrad"}}, "must be one of adamw, adam, sgd"),
         ({"training": {"precision": "int8"}}, "auto, float32, bfloat16 or float16, not 'int8'"),
-        ({"training": {"loss_function": "focal"}}, "must be one of cross_entropy"),
+        ({"training": {"loss_function": "hinge"}}, "must be one of auto, cross_entropy"),
         ({"data": {"audio_extensions": ".wav"}}, "must be a list of texts or null"),
         ({"model": {"hidden_dims": [1, "x"]}}, "must be a list of whole numbers or null"),
         ({"model": {"pooling": "median"}}, "must be one of mean, max, first, last"),
@@ -184,7 +192,7 @@ def test_a_value_of_the_wrong_type_is_an_error_that_says_what_was_expected(setti
     [
         ("training", "learning_rate", "5e-5"),
         ("training", "max_epochs", "5"),
-        ("data", "batch_size", None),
+        ("data", "num_workers", None),
         ("model", "freeze_backbone", 0),
     ],
 )
@@ -387,11 +395,13 @@ def test_a_config_can_be_copied_and_sent_to_another_process():
 
 def test_every_setting_has_a_line_of_documentation():
     source = Path(sys.modules[Config.__module__].__file__).read_text(encoding="utf-8").splitlines()
-    for section in (DataConfig, ModelConfig, TrainingConfig, Config):
+    for section in (DataConfig, ModelConfig, TrainingConfig, AugmentationConfig, Config):
         for field in dataclasses.fields(section):
             line = next(
                 n for n, text in enumerate(source) if text.startswith(f"    {field.name}: ")
             )
+            if source[line].endswith("("):  # the default takes more lines than one
+                line = source.index("    )", line)
             assert source[line + 1].startswith('    """'), field.name
 
 
@@ -427,3 +437,114 @@ def test_validation_does_not_change_the_config():
 
     assert config.to_dict() == CHANGED.to_dict()
     assert config.model.hidden_dims == (8, 4)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_preset_of_a_mode_fills_in_what_was_left_open_and_nothing_else(mode):
+    config = Config(
+        data=DataConfig(batch_size=7), model=ModelConfig(mode=mode), training=TrainingConfig()
+    )
+    config.training.max_epochs = 3
+
+    resolved = config.resolved()
+
+    preset = PRESETS[mode]
+    assert resolved.training.learning_rate == preset.learning_rate
+    assert resolved.training.layer_decay == preset.layer_decay
+    assert resolved.training.weight_decay == preset.weight_decay
+    assert (resolved.data.batch_size, resolved.training.max_epochs) == (7, 3)
+    assert config.training.learning_rate is None  # the user's own stays as it is
+    assert preset.source
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_resolved_config_is_complete_valid_and_comes_back_from_yaml(mode, tmp_path, recwarn):
+    resolved = Config(model=ModelConfig(mode=mode)).resolved()
+    resolved.to_yaml(tmp_path / "config.yaml")
+
+    again = Config.from_yaml(tmp_path / "config.yaml")
+
+    assert not recwarn.list
+    assert again == resolved == again.resolved()
+    assert again.model.resolved_mode == mode
+    assert again.model.trains_backbone == (mode in ("full", "scratch"))
+
+
+@pytest.mark.parametrize(
+    ("model", "mode"),
+    [
+        (ModelConfig(), "head"),
+        (ModelConfig(freeze_backbone=False), "full"),
+        (ModelConfig(freeze_backbone=False, fine_tune_backbone=True), "full"),
+        (ModelConfig(train_from_scratch=True), "scratch"),
+        (ModelConfig(mode="full"), "full"),
+    ],
+)
+def test_the_old_settings_and_the_new_word_say_the_same(model, mode):
+    assert model.resolved_mode == mode
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        ModelConfig(mode="head", fine_tune_backbone=True, freeze_backbone=False),
+        ModelConfig(mode="lora", train_from_scratch=True),
+        ModelConfig(mode="full", train_from_scratch=True),
+    ],
+)
+def test_a_mode_that_the_old_settings_contradict_is_an_error(model):
+    with pytest.raises(ConfigError, match=r"model\.mode is"):
+        Config(model=model).validate()
+
+
+def test_the_loss_and_the_metric_follow_the_task():
+    single, multi = Config().resolved("single").training, Config().resolved("multi").training
+
+    assert (single.loss_function, single.monitor_metric) == ("cross_entropy", "val_accuracy")
+    assert (multi.loss_function, multi.monitor_metric) == ("bce", "val_map")
+    with pytest.raises(ConfigError, match="exactly one class"):
+        Config(training=TrainingConfig(loss_function="cross_entropy")).resolved("multi")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"data": {"label_delimiter": ";", "label_columns": ["a"]}}, "each say where labels"),
+        ({"data": {"group_column": "site", "group_pattern": "x"}}, "both say what belongs"),
+        ({"data": {"group_pattern": "("}}, "not a regular expression"),
+        ({"data": {"folds": "some"}}, "official, groups or a number"),
+        ({"data": {"folds": 1}}, "at least 2"),
+        ({"data": {"hop_s": 9, "window_s": 3}}, "would be lost"),
+        ({"data": {"batch_size": 3}, "training": {"devices": 2}}, "multiple of training.devices"),
+        ({"training": {"loggers": ["tensorbored"]}}, "training.loggers must be among"),
+        ({"training": {"target_precision": 1.2}}, "target_precision"),
+        ({"training": {"label_smoothing": 1}}, "label_smoothing"),
+        ({"model": {"lora_targets": ["q"]}}, "lora_targets"),
+        ({"augmentation": {"background_snr_db": [9, 3]}}, "the least and the greatest"),
+        ({"augmentation": {"background_dir": "nowhere"}}, "no folder"),
+        ({"augmentation": {"mixup_probability": 2}}, "from 0 to 1"),
+        ({"augmentation": {"mix_up": 2}}, "Did you mean 'augmentation.mixup_alpha'|There is no"),
+    ],
+)
+def test_contradictory_and_senseless_settings_are_errors(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        Config.from_dict(settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"augmentation": {"roll": True}},
+        {"training": {"devices": 2}, "data": {"batch_size": 4}},
+        {"data": {"unlisted_labels": "unknown"}},
+    ],
+)
+def test_a_setting_that_does_nothing_beside_the_others_is_pointed_out(settings):
+    with pytest.warns(UserWarning, match="has no effect"):
+        Config.from_dict(settings)
+
+
+def test_augmentation_that_is_on_is_seen_to_be():
+    assert not AugmentationConfig().is_on
+    assert AugmentationConfig(num_freq_masks=1).masks_fbank
+    assert AugmentationConfig(gain_db=3).changes_waveforms

@@ -11,7 +11,6 @@ Shapes in this file: B clips, C classes.
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import torch
@@ -22,9 +21,14 @@ from torch.nn import functional as F
 from beats_trainer.config import TrainingConfig
 from beats_trainer.model import Activation
 
-__all__ = ["ClassificationLoss", "class_weights", "soft_targets"]
+__all__ = ["ClassificationLoss", "activation_of", "class_weights", "soft_targets"]
 
-LossName = Literal["cross_entropy", "bce", "focal", "asymmetric"]
+_ACTIVATIONS: dict[str, tuple[Activation, ...]] = {
+    "cross_entropy": ("softmax",),
+    "bce": ("sigmoid",),
+    "focal": ("softmax", "sigmoid"),
+    "asymmetric": ("sigmoid",),
+}
 
 _ASYMMETRIC_GAMMA, _ASYMMETRIC_MARGIN = 4.0, 0.05  # gamma-, m of arXiv 2009.14119; its gamma+ is 0
 _EFFECTIVE_BETA = (
@@ -68,13 +72,12 @@ class ClassificationLoss:
         focal_gamma: float = 2.0,
         weights: Tensor | None = None,
     ) -> None:
-        if name not in ("cross_entropy", "bce", "focal", "asymmetric"):
+        if name not in _ACTIVATIONS:
+            raise ValueError(f"Unknown loss {name!r}: expected {', '.join(_ACTIVATIONS)}.")
+        if activation not in _ACTIVATIONS[name]:
             raise ValueError(
-                f"Unknown loss {name!r}: expected cross_entropy, bce, focal or asymmetric."
+                f"The loss {name!r} is for {' or '.join(_ACTIVATIONS[name])} scores, not {activation}."
             )
-        expected = activation_of(name, "single" if activation == "softmax" else "multi")
-        if expected != activation:
-            raise ValueError(f"The loss {name!r} is for {expected} scores, not {activation}.")
         self.name = name
         self.activation = activation
         self.label_smoothing = label_smoothing
