@@ -546,7 +546,11 @@ def _check_labels(
 ) -> None:
     least = min(min_classes, 1) if is_multi else min_classes
     if len(order) < least:
-        where = f"the columns {', '.join(label_columns)}" if label_columns else f"the column {label_column!r}"
+        where = (
+            f"the columns {', '.join(label_columns)}"
+            if label_columns
+            else f"the column {label_column!r}"
+        )
         raise DatasetError(
             f"Expected at least {least} class{'es' if least != 1 else ''}, found {len(order)} "
             f"({', '.join(order)}). Check {where}, or the folder names that the labels come from."
