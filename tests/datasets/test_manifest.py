@@ -127,7 +127,7 @@ def test_blank_file_names_are_named_by_row(clips):
         (["a", 1, "b"], r"mixes labels of different types \(text, whole number\).*row 2"),
         ([True, "a", "b"], "mixes labels"),
         ([0.5, 1.5, 2.0], "Expected one label per clip"),
-        ([["a", "b"], ["a"], ["b"]], r"row.*holds \['a', 'b'\] \(list\)"),
+        ([["a", "b"], "a", "b"], r"row.*holds \['a', 'b'\] \(list\)"),
     ],
 )
 def test_labels_that_are_no_labels_are_errors(clips, labels, told):

@@ -245,6 +245,7 @@ def labels_from_columns(
         is_background = column.strip().casefold() in background_names
         label = column.strip()
         for row, value in enumerate(df[column].tolist()):
+            flag: bool | None
             try:
                 flag = _FLAGS[value]
             except (KeyError, TypeError):

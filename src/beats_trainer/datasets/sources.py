@@ -4,11 +4,10 @@ folder with one folder per class | CSV -> table: filename (absolute), category [
 """
 
 import csv
-import difflib
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +15,7 @@ import pandas as pd
 
 from beats_trainer.audio import AUDIO_EXTENSIONS
 from beats_trainer.datasets.esc50 import CLIP_NAME, ESC50
+from beats_trainer.datasets.labels import nearest_name
 from beats_trainer.datasets.locating import locate_files
 from beats_trainer.datasets.urbansound8k import URBANSOUND8K
 from beats_trainer.errors import DatasetError, DatasetNotFoundError
@@ -40,7 +40,10 @@ _SPLIT_FOLDERS: dict[str, tuple[str, ...]] = {
 
 
 def scan_directory_dataset(
-    data_dir: str | os.PathLike[str], audio_extensions: Iterable[str] | None = None
+    data_dir: str | os.PathLike[str],
+    audio_extensions: Iterable[str] | None = None,
+    *,
+    label_delimiter: str | None = None,
 ) -> pd.DataFrame:
     """List the clips of a folder that has one folder per class.
 
@@ -53,6 +56,8 @@ def scan_directory_dataset(
         data_dir: The folder.
         audio_extensions: Endings that count as audio, in any case, such as ``[".wav"]``; ``None``:
             everything that can be read (``beats_trainer.audio.AUDIO_EXTENSIONS``).
+        label_delimiter: What separates several labels in a folder's name, as in ``frog,toad``. The names
+            stay as they are: pass the same to :func:`build_manifest`, which takes them apart.
 
     Returns:
         One row per clip: ``filename`` (absolute path) and ``category`` (name of the class folder);
@@ -65,7 +70,8 @@ def scan_directory_dataset(
             instead of classes.
 
     Warns:
-        UserWarning: If class folders have no audio, or audio lies outside the class folders.
+        UserWarning: If class folders have no audio, audio lies outside the class folders, or folders
+            look like several labels (``frog,toad``) or a negative (``-frog``) without ``label_delimiter``.
 
     Example:
         >>> table = scan_directory_dataset("path/to/your_dataset")  # doctest: +SKIP
@@ -116,6 +122,14 @@ def scan_directory_dataset(
             f"out: {loose[0].name} is one.",
             stacklevel=2,
         )
+    marked = [folder.name for folder in classes if "," in folder.name or folder.name[0] in "-?"]
+    if marked and label_delimiter is None:
+        warnings.warn(
+            f"{len(marked)} folders of {root} are one class each, such as {marked[0]!r}. If their names "
+            "hold several labels or negatives (frog,toad or -frog), set data.label_delimiter=',' "
+            "(label_delimiter=',' in Python).",
+            stacklevel=2,
+        )
     table = pd.DataFrame(rows, columns=["filename", "category"])
     table = table.assign(**_columns_from_names(root, table))
     table.attrs["data_dir"] = str(root)
@@ -131,6 +145,7 @@ def load_csv_dataset(
     audio_col: str | None = None,
     label_col: str | None = None,
     data_dir: str | os.PathLike[str] | None = None,
+    label_columns: Sequence[str] | None = None,
 ) -> pd.DataFrame:
     """Read a CSV with one row per clip, and find its files.
 
@@ -141,20 +156,23 @@ def load_csv_dataset(
     Args:
         csv_path: The CSV, in UTF-8, with a header.
         audio_column: Column that names the audio files.
-        label_column: Column that holds the class labels.
+        label_column: Column that holds the class labels: one, or several as text such as ``frog;toad``.
         audio_col: The same as ``audio_column``.
         label_col: The same as ``label_column``.
         data_dir: Another folder that the files may be in.
+        label_columns: Columns that are the classes, of 1, 0 and blank cells; ``label_column`` need not be
+            there then. :func:`build_manifest` takes the same.
 
     Returns:
         The CSV's rows and columns, with those two renamed to ``filename`` (absolute path; as given where
-        there is no such file) and ``category``. A column ``src_file`` or ``fsID`` is also given as
+        there is no such file) and ``category``. ``start_time`` and ``end_time``, if there, say which part
+        of the file a row is. A column ``src_file`` or ``fsID`` is also given as
         ``group``. ``attrs["data_dir"]`` is the CSV's folder, ``attrs["searched"]`` where files were
         looked for.
 
     Raises:
         DatasetNotFoundError: If there is no such CSV.
-        DatasetError: If it cannot be read, has no rows, or lacks one of the two columns.
+        DatasetError: If it cannot be read, has no rows, or lacks one of these columns.
 
     Warns:
         UserWarning: If files are not there; it names them and the folders.
@@ -170,19 +188,23 @@ def load_csv_dataset(
             f"There is no CSV file {file}"
             + (": that is a folder (scan_directory_dataset reads those)." if file.is_dir() else ".")
         )
-    table = _read_csv(file, audio_column, label_column)
-    for column, parameter in ((audio_column, "audio_column"), (label_column, "label_column")):
+    label_columns = [label_columns] if isinstance(label_columns, str) else label_columns
+    needed = {audio_column: "audio_column"}
+    needed |= dict.fromkeys(label_columns or (), "label_columns")
+    needed |= {} if label_columns else {label_column: "label_column"}
+    table = _read_csv(file, set(needed), {*needed, label_column, "unknown"})
+    for column, parameter in needed.items():
         if column not in table.columns:
-            close = difflib.get_close_matches(column, [str(name) for name in table.columns], n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
             raise DatasetError(
-                f"{file} has no column {column!r}.{hint} Its columns: "
+                f"{file} has no column {column!r}.{nearest_name(column, map(str, table.columns))} Its columns: "
                 f"{', '.join(str(name) for name in table.columns)}. Name the right one with "
                 f"{parameter}=."
             )
     if table.empty:
         raise DatasetError(f"{file} has a header but no rows.")
-    wanted = {audio_column: "filename", label_column: "category"}
+    wanted = {audio_column: "filename"}
+    if label_column in table.columns:
+        wanted[label_column] = "category"
     shadowed = {name: f"{name}_original" for name in wanted.values() if name not in wanted}
     table = table.rename(columns=shadowed).rename(columns=wanted)
     if "group" not in table.columns:
@@ -241,6 +263,8 @@ def load_split_directories(
     val_dir: str | os.PathLike[str] | None = "val",
     test_dir: str | os.PathLike[str] | None = "test",
     audio_extensions: Iterable[str] | None = None,
+    *,
+    label_delimiter: str | None = None,
 ) -> dict[str, pd.DataFrame]:
     """List the clips of folders that are split already, each with one folder per class.
 
@@ -251,6 +275,7 @@ def load_split_directories(
             ``validation`` and ``dev``, and may be absent.
         test_dir: The same for testing; the default also finds ``testing`` and ``eval``.
         audio_extensions: As in :func:`scan_directory_dataset`.
+        label_delimiter: As in :func:`scan_directory_dataset`.
 
     Returns:
         ``"train"`` and, where there, ``"val"`` and ``"test"``: each a table of
@@ -273,7 +298,10 @@ def load_split_directories(
         names = _SPLIT_FOLDERS[split] if wanted == split else (wanted,)
         found = [Path(data_dir, name) for name in names if Path(data_dir, name).is_dir()]
         if found:
-            tables[split] = scan_directory_dataset(found[0], audio_extensions).assign(split=split)
+            table = scan_directory_dataset(
+                found[0], audio_extensions, label_delimiter=label_delimiter
+            )
+            tables[split] = table.assign(split=split)
         elif split == "train" or wanted != split:
             raise DatasetNotFoundError(
                 f"There is no folder {os.path.abspath(Path(data_dir, wanted))} with {split} clips."
@@ -288,6 +316,8 @@ def load_split_csvs(
     test_csv: str | os.PathLike[str] | None = None,
     audio_column: str = "filename",
     label_column: str = "category",
+    *,
+    label_columns: Sequence[str] | None = None,
 ) -> dict[str, pd.DataFrame]:
     """Read CSV files that are split already.
 
@@ -299,6 +329,7 @@ def load_split_csvs(
         test_csv: The same for testing.
         audio_column: Column that names the audio files.
         label_column: Column that holds the class labels.
+        label_columns: As in :func:`load_csv_dataset`.
 
     Returns:
         ``"train"`` and, where given, ``"val"`` and ``"test"``: each a table of
@@ -317,7 +348,9 @@ def load_split_csvs(
         file = Path(given)
         if not file.is_file() and data_dir is not None and Path(data_dir, file).is_file():
             file = Path(data_dir, file)
-        table = load_csv_dataset(file, audio_column, label_column, data_dir=data_dir)
+        table = load_csv_dataset(
+            file, audio_column, label_column, data_dir=data_dir, label_columns=label_columns
+        )
         tables[split] = table.assign(split=split)
     return tables
 
@@ -388,13 +421,13 @@ def _one_name(name: str, value: str, default: str, alias: str, alias_value: str 
     return alias_value
 
 
-def _read_csv(file: Path, audio_column: str, label_column: str) -> pd.DataFrame:
+def _read_csv(file: Path, needed: set[str], texts: set[str]) -> pd.DataFrame:
     try:
         return pd.read_csv(
             file,
-            sep=_separator(file, {audio_column, label_column}),
+            sep=_separator(file, needed),
             # As text: "007" and "NA" (a species code) are labels like any other.
-            dtype={audio_column: str, label_column: str},
+            dtype=dict.fromkeys(texts, str),
             keep_default_na=False,
             na_values=[""],
             skipinitialspace=True,

@@ -8,6 +8,7 @@ the order of the rows or on the machine.
 
 import re
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,17 +16,27 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from beats_trainer.datasets.labels import Task
 from beats_trainer.datasets.manifest import Manifest
+from beats_trainer.datasets.stratify import TEST, TRAIN, VAL, class_pairs, divide, filled_column
 from beats_trainer.errors import DatasetError
 
-__all__ = ["Splits", "split_manifest"]
+__all__ = [
+    "Splits",
+    "classes_in",
+    "fold_order",
+    "make_splits",
+    "refuse_divided_files",
+    "refuse_untrained_classes",
+    "split_manifest",
+    "warn_of_leaks",
+]
 
-_TRAIN, _VAL, _TEST = 0, 1, 2
 _PARTS = ("train", "validation", "test")
 _PART_OF_NAME = {
-    **dict.fromkeys(("train", "training"), _TRAIN),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), _VAL),
-    **dict.fromkeys(("test", "testing"), _TEST),
+    **dict.fromkeys(("train", "training"), TRAIN),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), VAL),
+    **dict.fromkeys(("test", "testing"), TEST),
 }
 
 
@@ -43,6 +54,8 @@ class Splits:
     """Classes in the order of their ids, as in the manifest."""
     how: str
     """How the split was made, one sentence for the log and the report."""
+    task: Task = "single"
+    """Exactly one class per clip, or any number of them, as in the manifest."""
 
 
 def split_manifest(
@@ -59,7 +72,7 @@ def split_manifest(
     - ``fold``: the highest is the test part, the next the validation part, the others are for training. A
       part whose share is 0 is left out, and its fold goes to the next.
     - ``group`` (the recording a clip was cut from): whole groups, each put where it brings the parts
-      closest to their shares of every class.
+      closest to their shares of every class. Without it, parts of one file are a group.
     - otherwise: clips at random, the shares of every class.
 
     With the last two, every class keeps at least one training clip.
@@ -77,11 +90,11 @@ def split_manifest(
     Raises:
         ValueError: If the shares are negative, do not sum to 1, or leave nothing to train on.
         DatasetError: If ``split`` has an unknown value, a column that decides has blanks, there are too
-            few folds, or a class has no clip to train on.
+            few folds, parts of one file are in two parts, or a class is present in no training clip.
 
     Warns:
-        UserWarning: If a class is absent from validation or test, a part that was asked for is empty, or
-            clips of one group are in two parts.
+        UserWarning: If a class is absent from validation or test, one of them has clips of one class
+            only, a part that was asked for is empty, or clips of one group are in two parts.
 
     Example:
         >>> splits = split_manifest(build_manifest(load_esc50("datasets")))  # doctest: +SKIP
@@ -101,35 +114,118 @@ def split_manifest(
     elif "fold" in columns:
         parts, how = _by_fold(table, val_split > 0, test_split > 0)
     else:
-        # The rows' order is an accident of the file system or of an export.
-        order = np.argsort(table["path"].str.replace("\\", "/").to_numpy(dtype=str), kind="stable")
-        targets = table["target"].to_numpy()[order]
-        parts = np.empty(len(table), dtype=np.int64)
-        # RandomState's stream is frozen for good (NEP 19), default_rng's is not.
-        random = np.random.RandomState(seed)
-        if "group" in columns:
-            groups = _filled(table, "group").astype(str).to_numpy()[order]
-            parts[order] = _by_group(targets, groups, manifest.num_classes, shares, random)
-            how = f"whole groups ({len(set(groups))} of them), stratified by class, seed {seed}"
-        else:
-            parts[order] = _stratified(targets, manifest.num_classes, shares, random)
-            how = f"clips at random, stratified by class, seed {seed}"
-        for part in (_VAL, _TEST):
+        parts, how = divide(table, manifest.num_classes, manifest.task, shares, seed)
+        for part in (VAL, TEST):
             if shares[part] > 0 and not (parts == part).any():
+                what = "clips" if how.startswith("clips") else "clips or groups"
                 warnings.warn(
-                    f"The {_PARTS[part]} part is empty: there are too few clips"
-                    f"{' or groups' if 'group' in columns else ''} for a share of {shares[part]:g}.",
+                    f"The {_PARTS[part]} part is empty: there are too few {what} for a share of "
+                    f"{shares[part]:g}.",
                     stacklevel=2,
                 )
-    _check_classes(manifest, parts)
-    _warn_of_leaks(table, parts)
+    refuse_divided_files(table, np.array(_PARTS)[parts])
+    refuse_untrained_classes(manifest, parts)
+    _warn_of_absent_classes(manifest, parts)
+    warn_of_leaks(table, parts)
+    return make_splits(manifest, parts, f"Split by {how}")
+
+
+def make_splits(manifest: Manifest, parts: NDArray[np.int64], how: str) -> Splits:
+    """Divide the manifest's rows as decided.
+
+    Args:
+        manifest: What to divide.
+        parts: Part of each row, shape ``(N,)``: 0 to train on, 1 to validate, 2 to test.
+        how: Beginning of the sentence that tells how; the numbers of clips are added.
+
+    Returns:
+        The three parts.
+    """
     sizes = ", ".join(f"{int((parts == part).sum())} {_PARTS[part]}" for part in range(3))
-    train, val, test = (table[parts == part] for part in range(3))
-    return Splits(train, val, test, manifest.labels, f"Split by {how}: {sizes} clips.")
+    train, val, test = (manifest.table[parts == part] for part in range(3))
+    return Splits(train, val, test, manifest.labels, f"{how}: {sizes} clips.", manifest.task)
+
+
+def fold_order(fold: Any) -> tuple[str, float, str]:
+    """Order ``2`` before ``10``, and ``fold2`` before ``fold10``.
+
+    Example:
+        >>> sorted(["fold10", "fold2"], key=fold_order)
+        ['fold2', 'fold10']
+    """
+    text = str(fold)
+    number = re.search(r"\d+(?:\.\d+)?$", text)
+    if number is None:
+        return text, 0.0, text
+    return text[: number.start()], float(number.group()), text
+
+
+def classes_in(manifest: Manifest, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Say which classes are present in some of the clips.
+
+    Args:
+        manifest: The clips.
+        mask: Which of its rows count, shape ``(N,)``.
+
+    Returns:
+        Shape ``(C,)``.
+    """
+    rows, classes = class_pairs(manifest.table, manifest.task)
+    return np.bincount(classes[mask[rows]], minlength=manifest.num_classes) > 0
+
+
+def refuse_divided_files(table: pd.DataFrame, part_of_row: Sequence[str] | NDArray[Any]) -> None:
+    """Refuse parts of one file in two parts of a split: neighbouring seconds are alike.
+
+    Args:
+        table: Rows of a manifest.
+        part_of_row: What each row's part is called.
+
+    Raises:
+        DatasetError: If there are some; it names a file.
+    """
+    parts, paths = pd.Series(np.asarray(part_of_row)), table["path"].to_numpy()
+    num_parts = parts.groupby(paths).nunique()
+    divided = num_parts.index[(num_parts > 1).to_numpy()]
+    if len(divided):
+        found = sorted({str(part) for part in parts[paths == divided[0]]}, key=fold_order)
+        raise DatasetError(
+            f"Parts of one file are in {' and '.join(found)}, of {len(divided)} files: {divided[0]}. What "
+            "is cut from one recording is alike, and would make the result look better than it is. Give "
+            "all parts of a file the same place, or remove the column that divides them."
+        )
+
+
+def refuse_untrained_classes(manifest: Manifest, parts: NDArray[np.int64], where: str = "") -> None:
+    """Refuse to train without a class.
+
+    Args:
+        manifest: The clips.
+        parts: Part of each row, shape ``(N,)``.
+        where: Words to put before the message.
+
+    Raises:
+        DatasetError: If a class is present in no training clip; it names the class, and where it is.
+    """
+    trained = classes_in(manifest, parts == TRAIN)
+    absent = [label for label, known in zip(manifest.labels, trained, strict=True) if not known]
+    if not absent:
+        return
+    rows, classes = class_pairs(manifest.table, manifest.task)
+    elsewhere = rows[classes == manifest.labels.index(absent[0])]
+    example = ""
+    if len(elsewhere):
+        file = manifest.table["path"].iloc[elsewhere[0]]
+        example = f" {absent[0]!r} is in the {_PARTS[parts[elsewhere[0]]]} part, in {file}."
+    listed = ", ".join(absent[:10]) + (", ..." if len(absent) > 10 else "")
+    raise DatasetError(
+        f"{where}{len(absent)} of {manifest.num_classes} classes have no clip to train on: {listed}."
+        f"{example} Give each class a training clip, or remove it from the table."
+    )
 
 
 def _by_column(table: pd.DataFrame) -> tuple[NDArray[np.int64], str]:
-    names = _filled(table, "split").astype(str)
+    names = filled_column(table, "split").astype(str)
     parts = names.str.strip().str.lower().map(_PART_OF_NAME)
     unknown = sorted(set(names[parts.isna()]))
     if unknown:
@@ -143,16 +239,16 @@ def _by_column(table: pd.DataFrame) -> tuple[NDArray[np.int64], str]:
 def _by_fold(
     table: pd.DataFrame, wants_val: bool, wants_test: bool
 ) -> tuple[NDArray[np.int64], str]:
-    column = _filled(table, "fold")
-    folds = sorted(column.unique(), key=_fold_order)
-    roles = [part for part, wanted in ((_TEST, wants_test), (_VAL, wants_val)) if wanted]
+    column = filled_column(table, "fold")
+    folds = sorted(column.unique(), key=fold_order)
+    roles = [part for part, wanted in ((TEST, wants_test), (VAL, wants_val)) if wanted]
     if len(folds) < len(roles) + 1:
         raise DatasetError(
             f"The column 'fold' has {len(folds)} folds, but {len(roles) + 1} are needed for training"
             f"{''.join(f', {_PARTS[part]}' for part in roles)}. Set val_split or test_split to 0, or "
             "give the table a column 'split'."
         )
-    part_of_fold = dict.fromkeys(folds, _TRAIN)
+    part_of_fold = dict.fromkeys(folds, TRAIN)
     part_of_fold.update(zip(reversed(folds), roles, strict=False))
     described = "; ".join(
         f"{name} on {', '.join(str(fold) for fold in folds if part_of_fold[fold] == part)}"
@@ -163,133 +259,38 @@ def _by_fold(
     return parts, f"folds ({described})"
 
 
-def _fold_order(fold: Any) -> tuple[str, float, str]:
-    """Order ``2`` before ``10``, and ``fold2`` before ``fold10``."""
-    text = str(fold)
-    number = re.search(r"\d+(?:\.\d+)?$", text)
-    if number is None:
-        return text, 0.0, text
-    return text[: number.start()], float(number.group()), text
-
-
-def _stratified(
-    targets: NDArray[np.int64],
-    num_classes: int,
-    shares: tuple[float, float, float],
-    random: np.random.RandomState,
-) -> NDArray[np.int64]:
-    sizes = np.bincount(targets, minlength=num_classes)
-    spare = np.maximum(sizes - 1, 0)  # one clip of each class stays for training
-    ties = random.permutation(num_classes)
-    num_test = _shared_out(sizes, shares[_TEST], spare, ties)
-    num_val = _shared_out(sizes, shares[_VAL], spare - num_test, ties[::-1])
-    parts = np.full(len(targets), _TRAIN, dtype=np.int64)
-    for target in range(num_classes):
-        rows = random.permutation(np.flatnonzero(targets == target))
-        parts[rows[: num_test[target]]] = _TEST
-        parts[rows[num_test[target] : num_test[target] + num_val[target]]] = _VAL
-    return parts
-
-
-def _shared_out(
-    sizes: NDArray[np.int64], share: float, most: NDArray[np.int64], ties: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """How many clips of each class go to a part: its share, rounded so that the sum is right too."""
-    if share == 0:
-        return np.zeros_like(sizes)
-    ideal = sizes * share
-    counts: NDArray[np.int64] = np.minimum(np.floor(ideal + 1e-9).astype(np.int64), most)
-    total = min(max(1, round(float(ideal.sum()))), int(most.sum()))
-    while counts.sum() < total:
-        lacking = np.where(counts < most, ideal - counts, -np.inf)[ties]
-        counts[ties[int(np.argmax(lacking))]] += 1
-    return counts
-
-
-def _by_group(
-    targets: NDArray[np.int64],
-    groups: NDArray[Any],
-    num_classes: int,
-    shares: tuple[float, float, float],
-    random: np.random.RandomState,
-) -> NDArray[np.int64]:
-    """Assign whole groups, the largest first, each to where it lowers the chi-square distance most."""
-    names, group_of_row = np.unique(groups, return_inverse=True)
-    counts = np.zeros((len(names), num_classes), dtype=np.int64)  # clips of each group and class
-    np.add.at(counts, (group_of_row, targets), 1)
-    wanted = np.outer(shares, np.maximum(counts.sum(axis=0), 1))
-    open_parts = [part for part in range(3) if shares[part] > 0]
-    filled = np.zeros((3, num_classes), dtype=np.int64)
-    part_of_group = np.full(len(names), _TRAIN, dtype=np.int64)
-    left = counts.sum(axis=0)  # clips of each class not assigned yet
-
-    def cost(part: int, group: NDArray[np.int64]) -> float:
-        change = group * (2 * (filled[part] - wanted[part]) + group)
-        return float((change / wanted[part]).sum())
-
-    shuffled = random.permutation(len(names))
-    for number in shuffled[np.argsort(-counts[shuffled].sum(axis=1), kind="stable")]:
-        group = counts[number]
-        left = left - group
-        # The last clips of a class that could still go to training must go there.
-        last = bool(((group > 0) & (filled[_TRAIN] + left == 0)).any())
-        part = _TRAIN if last else min(open_parts, key=lambda p: cost(p, group))
-        part_of_group[number] = part
-        filled[part] += group
-    for part in open_parts:
-        if filled[part].any():
+def _warn_of_absent_classes(manifest: Manifest, parts: NDArray[np.int64]) -> None:
+    for part in (VAL, TEST):
+        mask, name = parts == part, _PARTS[part]
+        if not mask.any():
             continue
-        # Groups are coarse: rather too large a part than none.
-        can_leave = [
-            n
-            for n in shuffled
-            if part_of_group[n] == _TRAIN
-            and not ((counts[n] > 0) & (filled[_TRAIN] == counts[n])).any()
-        ]
-        if can_leave:
-            number = min(can_leave, key=lambda n: cost(part, counts[n]))
-            part_of_group[number] = part
-            filled[_TRAIN] -= counts[number]
-            filled[part] += counts[number]
-    return part_of_group[group_of_row]
-
-
-def _filled(table: pd.DataFrame, column: str) -> "pd.Series[Any]":
-    blank = table[column].isna() | (table[column].astype(str).str.strip() == "")
-    if blank.any():
-        rows = [str(int(row) + 1) for row in np.flatnonzero(blank.to_numpy())[:10]]
-        raise DatasetError(
-            f"The column {column!r} decides about the split, but is blank in {int(blank.sum())} rows: "
-            f"{', '.join(rows)}{', ...' if blank.sum() > 10 else ''} (the first clip is row 1). Fill it, "
-            "or remove the column."
-        )
-    return table[column]
-
-
-def _check_classes(manifest: Manifest, parts: NDArray[np.int64]) -> None:
-    targets = manifest.table["target"].to_numpy()
-    for part, name in enumerate(_PARTS):
-        rows = targets[parts == part]
-        if part != _TRAIN and not len(rows):
-            continue
-        counts = np.bincount(rows, minlength=manifest.num_classes)
-        absent = [label for label, n in zip(manifest.labels, counts, strict=True) if n == 0]
-        if not absent:
-            continue
-        listed = ", ".join(absent[:10]) + (", ..." if len(absent) > 10 else "")
-        if part == _TRAIN:
-            raise DatasetError(
-                f"{len(absent)} of {manifest.num_classes} classes have no clip to train on: {listed}. "
-                "Give each class a training clip, or remove it from the table."
+        there = classes_in(manifest, mask)
+        absent = [label for label, known in zip(manifest.labels, there, strict=True) if not known]
+        if absent:
+            listed = ", ".join(absent[:10]) + (", ..." if len(absent) > 10 else "")
+            warnings.warn(
+                f"{len(absent)} of {manifest.num_classes} classes have no clip in the {name} part, which "
+                f"says nothing about them: {listed}.",
+                stacklevel=3,
             )
-        warnings.warn(
-            f"{len(absent)} of {manifest.num_classes} classes have no clip in the {name} part, which "
-            f"says nothing about them: {listed}.",
-            stacklevel=3,
-        )
+        if manifest.num_classes > 1 and there.sum() == 1:
+            warnings.warn(
+                f"The {name} part has clips of one class only, "
+                f"{manifest.labels[int(there.argmax())]!r}: it cannot show whether classes are told apart.",
+                stacklevel=3,
+            )
 
 
-def _warn_of_leaks(table: pd.DataFrame, parts: NDArray[np.int64]) -> None:
+def warn_of_leaks(table: pd.DataFrame, parts: NDArray[Any]) -> None:
+    """Warn of groups in more than one part.
+
+    Args:
+        table: Rows of a manifest.
+        parts: Part or fold of each row, shape ``(N,)``.
+
+    Warns:
+        UserWarning: If there are some.
+    """
     if "group" not in table.columns:
         return
     known = table["group"].notna().to_numpy()

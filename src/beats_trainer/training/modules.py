@@ -91,7 +91,13 @@ class ClassifierModule(L.LightningModule):
         fbank, frame_lengths = beats.front_end(waveforms, lengths)
         if self.augment_fbank is not None:
             fbank = self.augment_fbank(fbank, frame_lengths, generator=generator)
-        logits = self.classifier.classify_fbank(fbank, frame_lengths).logits
+        with torch.set_grad_enabled(not self.classifier.is_backbone_frozen):
+            output = beats.encode_fbank(
+                fbank,
+                frame_lengths=frame_lengths,
+                output_layers=self.classifier.attentive_pooling is not None,
+            )
+        logits = self.classifier.head(self.classifier.pool(output))
         loss = self.loss(logits, targets) * self._share(batch_idx, self.num_train_clips)
         whole = min(self._batch_size, self.num_train_clips - batch_idx * self._batch_size)
         self._loss_sum += loss.detach() * whole / self.trainer.world_size
