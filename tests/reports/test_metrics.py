@@ -97,3 +97,45 @@ def test_metrics_turn_into_plain_json_and_into_a_table():
 def test_input_that_means_nothing_is_refused(targets, probabilities, message):
     with pytest.raises(ValueError, match=message):
         classification_metrics(targets, probabilities, ["a", "b"])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_average_precision_and_roc_auc_equal_scikit_learn_one_class_against_the_rest(seed):
+    targets, probabilities = random_split(seed)
+    probabilities = probabilities.round(1)  # many clips have the same score
+    one_hot = np.eye(5)[targets]
+
+    ours = classification_metrics(targets, probabilities, LABELS)
+
+    precisions = sklearn_metrics.average_precision_score(one_hot, probabilities, average=None)
+    areas = sklearn_metrics.roc_auc_score(one_hot, probabilities, average=None)
+    np.testing.assert_allclose(ours.average_precision, precisions)
+    np.testing.assert_allclose(ours.roc_auc, areas)
+    assert ours.mean_average_precision == pytest.approx(precisions.mean())
+    assert ours.macro_roc_auc == pytest.approx(areas.mean())
+
+
+def test_a_class_that_no_clip_has_does_not_count_in_map():
+    ours = classification_metrics([0, 1, 1], np.eye(5)[[0, 1, 1]], LABELS)
+
+    assert np.isnan(ours.average_precision[2:]).all()
+    assert ours.mean_average_precision == ours.macro_roc_auc == 1.0
+
+
+def test_what_is_undefined_is_left_out_of_the_log_and_null_in_json():
+    ours = classification_metrics([0, 0], np.eye(5)[[0, 1]], LABELS)  # one class: nothing to rank
+
+    plain = json.loads(json.dumps(ours.to_dict(), allow_nan=False))
+
+    assert plain["mean_average_precision"] is None
+    assert plain["per_class"]["ant"]["roc_auc"] is None
+    summary = ours.summary("val")
+    assert "val_map" not in summary
+    assert "val_roc_auc" not in summary
+    assert np.isfinite(list(summary.values())).all()
+    assert "nan" not in str(ours)
+
+
+def test_logits_in_place_of_probabilities_are_refused():
+    with pytest.raises(ValueError, match="softmax"):
+        classification_metrics([0], [[3.0, -1.0]], ["a", "b"])

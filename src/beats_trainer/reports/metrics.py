@@ -1,24 +1,38 @@
 """Classification metrics of a whole split at once, equal to scikit-learn's.
 
-targets, probabilities -> [confusion -> counts -> metrics]
+targets, probabilities -> [confusion -> counts -> metrics], ranking, calibration
 
-Never averaged over batches: the mean of the batches' F1 is not the F1. Plain numpy, so that a report needs
-no torch.
+For clips that have exactly one class each; ``multilabel`` has those for clips with any number. Never averaged
+over batches: the mean of the batches' F1 is not the F1. Plain numpy, so that a report needs no torch.
 
 Shapes in this file: N clips, C classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["SUMMARY_METRICS", "ClassificationMetrics", "classification_metrics"]
+from beats_trainer.reports.averages import class_rates
+from beats_trainer.reports.calibration import reliability_of
+from beats_trainer.reports.ranking import macro_mean, rank_classes
+from beats_trainer.reports.scores import check_probabilities, plain
 
-SUMMARY_METRICS = ("loss", "accuracy", "balanced_accuracy", "f1", "precision", "recall")
-"""The single numbers of a split; f1, precision and recall are macro averages."""
+__all__ = ["SUMMARY_METRICS", "ClassificationMetrics", "class_table", "classification_metrics"]
+
+SUMMARY_METRICS = (
+    "loss",
+    "accuracy",
+    "balanced_accuracy",
+    "f1",
+    "precision",
+    "recall",
+    "map",
+    "roc_auc",
+)
+"""The single numbers of a split whose clips have one class; from f1 on, macro averages."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +40,9 @@ class ClassificationMetrics:
     """How well scores fit the truth, where each clip has exactly one class.
 
     Macro averages run over the classes that occur among the targets or the predictions, as scikit-learn's
-    do; a class without predictions has precision 0, one without targets has recall 0.
+    do; a class without predictions has precision 0, one without targets has recall 0. Average precision and
+    ROC AUC set a class against all others; they are NaN for a class that no clip or every clip has, and
+    their means run over the other classes.
 
     Attributes:
         accuracy: Share of clips whose most likely class is the true one.
@@ -34,11 +50,17 @@ class ClassificationMetrics:
         macro_f1: Mean F1 of the classes.
         macro_precision: Mean precision of the classes.
         macro_recall: Mean recall of the classes.
+        mean_average_precision: Mean of ``average_precision`` (mAP); NaN if it is defined for no class.
+        macro_roc_auc: Mean of ``roc_auc``; NaN if it is defined for no class.
+        ece: Expected calibration error in 15 bins, 0 to 1: how far the scores of the most likely classes
+            are from the share of them that is right.
         loss: Cross entropy, mean over clips, in nats.
         labels: Class names, in the order of the arrays below.
         precision: Per class, shape ``(C,)``.
         recall: Per class, shape ``(C,)``.
         f1: Per class, shape ``(C,)``.
+        average_precision: Per class, shape ``(C,)``: area under the steps of the precision-recall curve.
+        roc_auc: Per class, shape ``(C,)``: area under the ROC curve.
         support: Clips per true class, shape ``(C,)``, int64.
         confusion: Clips per true class (row) and predicted class (column), shape ``(C, C)``, int64.
     """
@@ -48,11 +70,16 @@ class ClassificationMetrics:
     macro_f1: float
     macro_precision: float
     macro_recall: float
+    mean_average_precision: float
+    macro_roc_auc: float
+    ece: float
     loss: float
     labels: list[str]
     precision: NDArray[np.float64]
     recall: NDArray[np.float64]
     f1: NDArray[np.float64]
+    average_precision: NDArray[np.float64]
+    roc_auc: NDArray[np.float64]
     support: NDArray[np.int64]
     confusion: NDArray[np.int64]
 
@@ -66,6 +93,10 @@ class ClassificationMetrics:
 
         Args:
             split: What stands before each name of ``SUMMARY_METRICS``.
+
+        Returns:
+            Finite numbers: ``map`` and ``roc_auc`` are left out where they are undefined, which depends on
+            the targets alone. A split has the same names after every epoch.
         """
         values = (
             self.loss,
@@ -74,26 +105,36 @@ class ClassificationMetrics:
             self.macro_f1,
             self.macro_precision,
             self.macro_recall,
+            self.mean_average_precision,
+            self.macro_roc_auc,
         )
         return {
-            f"{split}_{name}": value for name, value in zip(SUMMARY_METRICS, values, strict=True)
+            f"{split}_{name}": value
+            for name, value in zip(SUMMARY_METRICS, values, strict=True)
+            if not np.isnan(value)
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain Python values, ready for JSON."""
+        """Everything as plain Python values, ready for JSON; ``None`` for what is undefined."""
         return {
+            "task": "single",
             "num_clips": self.num_clips,
             "accuracy": self.accuracy,
             "balanced_accuracy": self.balanced_accuracy,
             "macro_f1": self.macro_f1,
             "macro_precision": self.macro_precision,
             "macro_recall": self.macro_recall,
+            "mean_average_precision": plain(self.mean_average_precision),
+            "macro_roc_auc": plain(self.macro_roc_auc),
+            "ece": self.ece,
             "loss": self.loss,
             "per_class": {
                 label: {
                     "precision": float(self.precision[index]),
                     "recall": float(self.recall[index]),
                     "f1": float(self.f1[index]),
+                    "average_precision": plain(self.average_precision[index]),
+                    "roc_auc": plain(self.roc_auc[index]),
                     "support": int(self.support[index]),
                 }
                 for index, label in enumerate(self.labels)
@@ -104,26 +145,27 @@ class ClassificationMetrics:
 
     def __str__(self) -> str:
         """A table with one line per class and the averages below."""
-        width = max(len("balanced accuracy"), *(len(label) for label in self.labels))
-        lines = [f"{'':{width}}  precision  recall      f1  clips"]
-        lines += [
-            f"{label:{width}}  {self.precision[i]:9.3f}  {self.recall[i]:6.3f}  {self.f1[i]:6.3f}"
-            f"  {self.support[i]:5d}"
-            for i, label in enumerate(self.labels)
-        ]
-        lines.append(
-            f"{'macro average':{width}}  {self.macro_precision:9.3f}  {self.macro_recall:6.3f}"
-            f"  {self.macro_f1:6.3f}  {self.num_clips:5d}"
+        columns = (self.precision, self.recall, self.f1, self.average_precision, self.roc_auc)
+        averages = (
+            self.macro_precision,
+            self.macro_recall,
+            self.macro_f1,
+            self.mean_average_precision,
+            self.macro_roc_auc,
         )
-        lines += [
-            f"{name:{width}}  {value:.3f}"
-            for name, value in (
-                ("accuracy", self.accuracy),
-                ("balanced accuracy", self.balanced_accuracy),
-                ("loss", self.loss),
-            )
-        ]
-        return "\n".join(lines)
+        numbers = {
+            "accuracy": self.accuracy,
+            "balanced accuracy": self.balanced_accuracy,
+            "calibration error": self.ece,
+            "loss": self.loss,
+        }
+        return class_table(
+            self.labels,
+            np.column_stack(columns),
+            averages,
+            {"clips": [*self.support.tolist(), self.num_clips]},
+            numbers,
+        )
 
 
 def classification_metrics(
@@ -141,61 +183,74 @@ def classification_metrics(
 
     Raises:
         ValueError: If there is no clip, shapes do not fit, a target is no class, or a probability is not
-            finite.
+            in 0..1.
 
     Example:
         >>> metrics = classification_metrics([0, 1, 1], [[0.9, 0.1], [0.2, 0.8], [0.7, 0.3]], ["a", "b"])
         >>> round(metrics.accuracy, 3), metrics.confusion.tolist()
         (0.667, [[1, 0], [1, 1]])
     """
-    truth = np.asarray(targets)
-    scores = np.asarray(probabilities)
     num_classes = len(labels)
-    if truth.ndim != 1 or len(truth) == 0 or scores.shape != (len(truth), num_classes):
-        raise ValueError(
-            f"Expected targets of shape (clips,), at least one, and probabilities of shape (clips, "
-            f"{num_classes}); got {truth.shape} and {scores.shape}."
-        )
-    if not np.issubdtype(truth.dtype, np.integer) or truth.min() < 0 or truth.max() >= num_classes:
-        raise ValueError(f"Targets must be whole numbers in 0..{num_classes - 1}.")
-    if not np.isfinite(scores).all():
-        raise ValueError("Probabilities must be finite; the network gave NaN or infinity.")
-
-    predicted = scores.argmax(axis=1)
+    data = check_probabilities("single", targets, probabilities, num_classes)
+    truth = data.truth
+    assert truth is not None
+    predicted = data.scores.argmax(axis=1)
     confusion = np.bincount(truth * num_classes + predicted, minlength=num_classes**2)
     confusion = confusion.reshape(num_classes, num_classes).astype(np.int64)
-    hits = confusion.diagonal().astype(np.float64)
-    support, predictions = confusion.sum(axis=1), confusion.sum(axis=0)
-    precision = _ratio(hits, predictions)
-    recall = _ratio(hits, support)
-    f1 = _ratio(2 * hits, support + predictions)
-    occurs = support + predictions > 0
+    hits, support = confusion.diagonal(), confusion.sum(axis=1)
+    rates = class_rates(hits, support, confusion.sum(axis=0))
+    (average_precision,), (roc_auc,) = rank_classes(data)
     return ClassificationMetrics(
         accuracy=float(hits.sum() / len(truth)),
-        balanced_accuracy=float(recall[support > 0].mean()),
-        macro_f1=float(f1[occurs].mean()),
-        macro_precision=float(precision[occurs].mean()),
-        macro_recall=float(recall[occurs].mean()),
-        loss=_cross_entropy(truth, scores),
+        balanced_accuracy=float(rates.recall[support > 0].mean()),
+        macro_f1=float(rates.macro_f1),
+        macro_precision=float(rates.macro_precision),
+        macro_recall=float(rates.macro_recall),
+        mean_average_precision=float(macro_mean(average_precision)),
+        macro_roc_auc=float(macro_mean(roc_auc)),
+        ece=reliability_of(data).ece,
+        loss=float(data.log_losses().mean()),
         labels=list(labels),
-        precision=precision,
-        recall=recall,
-        f1=f1,
+        precision=rates.precision,
+        recall=rates.recall,
+        f1=rates.f1,
+        average_precision=average_precision,
+        roc_auc=roc_auc,
         support=support,
         confusion=confusion,
     )
 
 
-def _ratio(numerator: NDArray[Any], denominator: NDArray[Any]) -> NDArray[np.float64]:
-    """Divide, with 0 where there is nothing to divide by."""
-    ratio: NDArray[np.float64] = np.divide(
-        numerator, denominator, out=np.zeros(len(numerator)), where=denominator > 0
-    )
-    return ratio
+def class_table(
+    labels: Sequence[str],
+    rates: NDArray[np.float64],
+    averages: Sequence[float],
+    counts: Mapping[str, Sequence[int]],
+    numbers: Mapping[str, float],
+) -> str:
+    """Write metrics as text, one line per class.
+
+    Args:
+        labels: Class names, C of them.
+        rates: Precision, recall, F1, average precision and ROC AUC of each class, shape ``(C, 5)``; NaN is
+            shown as a dash.
+        averages: Their macro averages, 5 of them.
+        counts: Columns of counts: C of them, then their total.
+        numbers: What follows below the classes, by name.
+    """
+    heads = ("precision", "recall", "f1", "AP", "ROC AUC")
+    width = max(len(name) for name in (*labels, *numbers, "macro average"))
+    lines = ["  ".join([" " * width, *(f"{head:>7}" for head in (*heads, *counts))])]
+    for index, label in enumerate((*labels, "macro average")):
+        row = averages if index == len(labels) else rates[index]
+        cells = [
+            f"{_show(value):>{max(7, len(head))}}" for head, value in zip(heads, row, strict=True)
+        ]
+        cells += [f"{column[index]:{max(7, len(head))}d}" for head, column in counts.items()]
+        lines.append("  ".join([f"{label:{width}}", *cells]))
+    lines += [f"{name:{width}}  {_show(value)}" for name, value in numbers.items()]
+    return "\n".join(lines)
 
 
-def _cross_entropy(truth: NDArray[Any], scores: NDArray[Any]) -> float:
-    # One confident mistake must not make the whole split infinite; scikit-learn clips at the same place.
-    smallest = np.finfo(scores.dtype).eps if scores.dtype.kind == "f" else np.finfo(float).eps
-    of_truth = scores[np.arange(len(truth)), truth].astype(np.float64)
-    return float(-np.log(of_truth.clip(smallest, 1.0)).mean())
+def _show(value: float) -> str:
+    return "-" if np.isnan(value) else f"{value:.3f}"
