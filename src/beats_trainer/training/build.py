@@ -12,7 +12,7 @@ from beats_trainer.checkpoints.registry import DEFAULT_MODEL
 from beats_trainer.checkpoints.sources import locate
 from beats_trainer.config import Config
 from beats_trainer.errors import ConfigError
-from beats_trainer.model import BEATs, ClassifierHead
+from beats_trainer.model import Activation, AttentivePooling, BEATs, ClassifierHead
 from beats_trainer.model.architecture import Architecture
 
 __all__ = ["base_name", "build_classifier", "build_encoder", "require_base"]
@@ -64,16 +64,18 @@ def build_encoder(config: Config) -> BEATsModel:
 
 
 def build_classifier(
-    encoder: BEATs, config: Config, labels: Sequence[str]
+    encoder: BEATs, config: Config, labels: Sequence[str], activation: Activation = "softmax"
 ) -> BEATsForAudioClassification:
-    """Put a fresh head on an encoder.
+    """Put a fresh head on an encoder, and a fresh pooling before it if that is learned.
 
     Args:
         encoder: Is used as it is, not copied.
         config: The head's shape and dropout, the pooling, and the seed of its weights.
         labels: Class names in the order of their ids.
+        activation: ``"softmax"`` where each clip has exactly one class, ``"sigmoid"`` where any number.
     """
     settings = config.model
+    pooling: str = settings.pooling
     hidden_dims = settings.hidden_dims if settings.use_custom_head else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -88,6 +90,10 @@ def build_classifier(
         encoder,
         head,
         labels,
+        activation,
         pooling=settings.pooling,
+        attentive_pooling=AttentivePooling.for_architecture(encoder.architecture)
+        if pooling == "attentive"
+        else None,
         window_s=config.data.max_duration_s,
     )

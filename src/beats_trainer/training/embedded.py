@@ -65,7 +65,7 @@ def embed_tables(
     encoded = encode_clips(
         classifier.beats,
         clips,
-        pooling=classifier.pooling,
+        pooling=classifier.clip_pooling,
         batch_size=config.data.batch_size,
         precision=config.training.precision_name,
         num_threads=max(1, config.data.num_workers),
