@@ -143,7 +143,7 @@ class BEATsPredictor:
         return encode_clips(
             self.model.beats,
             inputs,
-            pooling=self.model.pooling,
+            pooling=self.model.clip_pooling,
             batch_size=self.batch_size,
             precision=self.precision,
             window_s=self.window_s,

@@ -47,6 +47,8 @@ def write_card(
         parts.append("\n".join(["## Results", "", "| metric | value |", "| --- | --- |", *rows]))
     if kind == "classifier":
         parts.append(_labels(config["labels"]))
+        if config["calibration"] is not None:
+            parts.append(_facts("Calibration", config["calibration"]))
     parts.append(_facts("Where it comes from", config["provenance"]))
     parts.append(_facts("Architecture", config["architecture"]))
     file.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
@@ -60,9 +62,16 @@ def _summary(config: Mapping[str, Any]) -> str:
         several = (
             "any number of them may apply" if config["activation"] == "sigmoid" else "one applies"
         )
+        if config["pooling"] == "attentive":
+            heads = config["attentive_pooling"]["num_heads"]
+            read = (
+                f"a learned mix of all layers, pooled by attention over the tokens ({heads} heads)"
+            )
+        else:
+            read = f"{config['pooling']}-pooled tokens"
         return (
             f"Classifies sound into {len(config['labels'])} classes, of which {several}. A {encoder}, "
-            f"with a head on {config['pooling']}-pooled tokens."
+            f"with a head on {read}."
         )
     if config["kind"] == "tokenizer":
         return f"An acoustic tokenizer: a {encoder} with {config['codebook']['num_codes']} codes."

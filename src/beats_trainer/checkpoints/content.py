@@ -19,13 +19,14 @@ from beats_trainer.model import (
     AcousticTokenizer,
     Activation,
     Architecture,
+    AttentivePooling,
     BEATs,
     BEATsClassifier,
     ClassifierHead,
-    PoolingMode,
+    ClassifierPooling,
 )
 
-__all__ = ["Checkpoint", "Kind", "Uninitialised", "check", "fill"]
+__all__ = ["Checkpoint", "Kind", "Uninitialised", "check", "fill", "weights_of"]
 
 Kind = Literal["encoder", "classifier", "tokenizer"]
 """What a checkpoint is of."""
@@ -46,10 +47,14 @@ class Checkpoint:
         labels: A classifier's class names, in the order of its outputs.
         activation: What turns a classifier's logits into probabilities.
         pooling: How a classifier pools tokens.
+        attentive_pooling: What ``AttentivePooling.for_architecture`` takes besides the architecture, where
+            ``pooling`` is ``"attentive"``; else ``None``.
         head: ``ClassifierHead``'s arguments.
         codebook: ``AcousticTokenizer``'s ``num_codes`` and ``code_dim``.
         thresholds: Score from which on a class counts as heard, per label, or ``None``.
         window_s: Seconds of sound that the classifier was trained on, or ``None``.
+        calibration: How a classifier's probabilities were calibrated: plain values, or ``None``. The head
+            has absorbed the temperature already.
         provenance: Where it comes from: plain values.
     """
 
@@ -59,11 +64,13 @@ class Checkpoint:
     layout: str
     labels: list[str] | None = None
     activation: Activation = "softmax"
-    pooling: PoolingMode = "mean"
+    pooling: ClassifierPooling = "mean"
+    attentive_pooling: dict[str, Any] | None = None
     head: dict[str, Any] | None = None
     codebook: dict[str, int] | None = None
     thresholds: dict[str, float] | None = None
     window_s: float | None = None
+    calibration: dict[str, Any] | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def encoder(self) -> "Checkpoint":
@@ -79,6 +86,16 @@ class Checkpoint:
         return Checkpoint(
             "encoder", self.architecture, tensors, self.layout, provenance=self.provenance
         )
+
+    def build_pooling(self) -> AttentivePooling | None:
+        """A classifier's learned pooling, without its weights; ``None`` if it has none.
+
+        Raises:
+            TypeError, ValueError: If its description does not fit the encoder.
+        """
+        if self.attentive_pooling is None:
+            return None
+        return AttentivePooling.for_architecture(self.architecture, **self.attentive_pooling)
 
     def replace(self, **changes: Any) -> "Checkpoint":
         """A copy with some fields changed."""
@@ -173,6 +190,22 @@ def fill(network: Network, tensors: dict[str, Tensor], where: str) -> Network:
     return network.eval()
 
 
+def weights_of(network: nn.Module) -> dict[str, Tensor]:
+    """The weights of a network that can be stored, by name, on the CPU; not copied if they are there.
+
+    Raises:
+        ValueError: If the network still has adapters, whose names no file of ours has.
+    """
+    weights = {key: value.detach().cpu() for key, value in network.state_dict().items()}
+    adapted = [key for key in weights if ".lora_" in key or ".base_layer." in key]
+    if adapted:
+        raise ValueError(
+            f"The encoder still has LoRA adapters ({adapted[0]} and {len(adapted) - 1} more tensors): merge "
+            "them first, with beats_trainer.training.lora.merge_lora(encoder)."
+        )
+    return weights
+
+
 def _skeleton(checkpoint: Checkpoint, where: str) -> nn.Module:
     try:
         if checkpoint.kind == "tokenizer":
@@ -186,6 +219,7 @@ def _skeleton(checkpoint: Checkpoint, where: str) -> nn.Module:
             checkpoint.labels or [],
             checkpoint.activation,
             checkpoint.pooling,
+            attentive_pooling=checkpoint.build_pooling(),
         )
     except (TypeError, ValueError) as error:
         raise InvalidCheckpointError(f"{where}: {error}") from error

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from beats_trainer._version import __version__
 from beats_trainer.checkpoints.card import write_card
 from beats_trainer.checkpoints.checksums import file_sha256
-from beats_trainer.checkpoints.content import Checkpoint, check
+from beats_trainer.checkpoints.content import Checkpoint, check, weights_of
 from beats_trainer.checkpoints.files import load_safetensors
 from beats_trainer.errors import CheckpointError, InvalidCheckpointError
 from beats_trainer.model import AcousticTokenizer, Architecture, BEATs, BEATsClassifier
@@ -46,6 +46,7 @@ def save_model(
     *,
     thresholds: Mapping[str, float] | None = None,
     window_s: float | None = None,
+    calibration: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
     metrics: Mapping[str, float] | None = None,
 ) -> Path:
@@ -57,6 +58,7 @@ def save_model(
             other existing folder must be empty.
         thresholds: Score from which on a class counts as heard, per label.
         window_s: Seconds of sound that the classifier was trained on.
+        calibration: How its probabilities were calibrated: plain values.
         provenance: Where it comes from: plain values.
         metrics: Test results by name, for the model card.
 
@@ -65,7 +67,8 @@ def save_model(
 
     Raises:
         FileExistsError: If the folder holds something else.
-        ValueError: If thresholds name other classes, or a value is not plain data.
+        ValueError: If thresholds name other classes, a value is not plain data, or the network still has
+            adapters.
     """
     folder = Path(folder).expanduser()
     target = folder.resolve()  # through links: the folder itself is renamed, not a link to it
@@ -77,14 +80,12 @@ def save_model(
         raise FileExistsError(
             f"{folder} exists and is not a model folder: choose a new one, or empty it first."
         )
-    config = _describe(network, thresholds, window_s, provenance or {})
+    config = _describe(network, thresholds, window_s, calibration, provenance or {})
+    tensors = {key: value.contiguous() for key, value in weights_of(network).items()}
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_name(f".{target.name}.unfinished-{secrets.token_hex(4)}")
     unfinished.mkdir()
     try:
-        tensors = {
-            key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()
-        }
         save_file(tensors, unfinished / _WEIGHTS, metadata={"format": "pt"})
         config["weights_sha256"] = _sha256(unfinished / _WEIGHTS)
         (unfinished / _CONFIG).write_text(
@@ -132,15 +133,19 @@ def read_folder(folder: Path, *, check_weights: bool = True) -> Checkpoint:
         if checkpoint.kind == "classifier":
             thresholds = config.get("thresholds")
             window_s = config.get("window_s")
+            attentive_pooling = config.get("attentive_pooling")
+            calibration = config.get("calibration")
             checkpoint = checkpoint.replace(
                 labels=[str(label) for label in config["labels"]],
                 activation=config["activation"],
                 pooling=config["pooling"],
+                attentive_pooling=None if attentive_pooling is None else dict(attentive_pooling),
                 head=dict(config["head"]),
                 thresholds=None
                 if thresholds is None
                 else {str(label): float(value) for label, value in thresholds.items()},
                 window_s=None if window_s is None else float(window_s),
+                calibration=None if calibration is None else dict(calibration),
             )
         elif checkpoint.kind not in ("encoder", "tokenizer"):
             raise ValueError(f"kind {checkpoint.kind!r} is not encoder, classifier or tokenizer")
@@ -157,6 +162,7 @@ def _describe(
     network: BEATs | BEATsClassifier,
     thresholds: Mapping[str, float] | None,
     window_s: float | None,
+    calibration: Mapping[str, Any] | None,
     provenance: Mapping[str, Any],
 ) -> dict[str, Any]:
     beats = network.beats if isinstance(network, BEATsClassifier) else network
@@ -184,11 +190,15 @@ def _describe(
             "labels": list(network.labels),
             "activation": network.activation,
             "pooling": network.pooling,
+            "attentive_pooling": None
+            if network.attentive_pooling is None
+            else network.attentive_pooling.to_dict(),
             "head": network.head.to_dict(),
             "thresholds": None
             if thresholds is None
             else {label: float(value) for label, value in thresholds.items()},
             "window_s": None if window_s is None else float(window_s),
+            "calibration": None if calibration is None else dict(calibration),
         }
     config["provenance"] = {
         **provenance,

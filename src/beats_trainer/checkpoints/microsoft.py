@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from beats_trainer.checkpoints.content import Checkpoint
+from beats_trainer.checkpoints.content import Checkpoint, weights_of
 from beats_trainer.checkpoints.shapes import complete_architecture
 from beats_trainer.constants import FBANK_MEAN, FBANK_STD
 from beats_trainer.errors import InvalidCheckpointError
@@ -166,10 +166,10 @@ def to_microsoft(network: BEATs | BEATsClassifier) -> dict[str, Any]:
         bit-identical to the network's.
 
     Raises:
-        ValueError: If the original has no such classifier.
+        ValueError: If the original has no such classifier, or the network still has adapters.
     """
     beats = network.beats if isinstance(network, BEATsClassifier) else network
-    state = {key: value.detach().cpu().clone() for key, value in beats.state_dict().items()}
+    state = {key: value.clone() for key, value in weights_of(beats).items()}
     model: dict[str, Tensor] = {}
     shared_bias = state.pop(_SHARED_BIAS, None)
     for key, tensor in state.items():
@@ -195,9 +195,10 @@ def to_microsoft(network: BEATs | BEATsClassifier) -> dict[str, Any]:
 
     head = network.head
     if head.hidden_dims or network.pooling != "mean":
+        pooling = "learned (attentive)" if network.pooling == "attentive" else network.pooling
         raise ValueError(
             "The original's classifier is one linear layer on mean-pooled tokens; this one has hidden "
-            f"layers {list(head.hidden_dims)} and pooling {network.pooling!r}. Export its encoder "
+            f"layers {list(head.hidden_dims)} and pooling {pooling!r}. Export its encoder "
             "(model.beats) instead, or use save_pretrained."
         )
     if network.activation != "sigmoid":

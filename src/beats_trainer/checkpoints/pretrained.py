@@ -22,10 +22,11 @@ from beats_trainer.errors import InvalidCheckpointError
 from beats_trainer.model import (
     AcousticTokenizer,
     Activation,
+    AttentivePooling,
     BEATs,
     BEATsClassifier,
     ClassifierHead,
-    PoolingMode,
+    ClassifierPooling,
 )
 
 __all__ = ["BEATsForAudioClassification", "BEATsModel", "BEATsTokenizer", "load_tokenizer"]
@@ -60,6 +61,7 @@ class _Shareable:
 
         Raises:
             FileExistsError: If the folder holds something else.
+            ValueError: If a value is not plain data, or the encoder has adapters that are not merged.
         """
         assert isinstance(self, BEATs | BEATsClassifier)
         return save_model(
@@ -67,6 +69,7 @@ class _Shareable:
             folder,
             thresholds=getattr(self, "thresholds", None),
             window_s=getattr(self, "window_s", None),
+            calibration=getattr(self, "calibration", None),
             provenance={**self.provenance, **(provenance or {})},
             metrics=metrics,
         )
@@ -189,8 +192,11 @@ class BEATsForAudioClassification(_Shareable, BEATsClassifier):
         labels: One name per class, in the order of the logits.
         activation: ``"softmax"`` where exactly one class is true, ``"sigmoid"`` where any may be.
         pooling: How tokens become the embedding that the head reads.
+        attentive_pooling: The module that does so; with ``pooling="attentive"`` and only then.
         thresholds: Score from which on a class counts as heard, per label; travels with the model.
         window_s: Seconds of sound that it was trained on; travels with the model.
+        calibration: How its probabilities were calibrated, plain values; travels with the model. It has
+            no effect: a temperature is absorbed by the head.
 
     Example:
         >>> name = "BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2"
@@ -205,14 +211,19 @@ class BEATsForAudioClassification(_Shareable, BEATsClassifier):
         head: ClassifierHead,
         labels: Sequence[str],
         activation: Activation = "softmax",
-        pooling: PoolingMode = "mean",
+        pooling: ClassifierPooling = "mean",
         *,
+        attentive_pooling: AttentivePooling | None = None,
         thresholds: Mapping[str, float] | None = None,
         window_s: float | None = None,
+        calibration: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(beats, head, labels, activation, pooling)
+        super().__init__(
+            beats, head, labels, activation, pooling, attentive_pooling=attentive_pooling
+        )
         self.thresholds = None if thresholds is None else dict(thresholds)
         self.window_s = window_s
+        self.calibration = None if calibration is None else dict(calibration)
 
     @classmethod
     def from_pretrained(
@@ -260,8 +271,10 @@ class BEATsForAudioClassification(_Shareable, BEATsClassifier):
                 checkpoint.labels,
                 checkpoint.activation,
                 checkpoint.pooling,
+                attentive_pooling=checkpoint.build_pooling(),
                 thresholds=checkpoint.thresholds,
                 window_s=checkpoint.window_s,
+                calibration=checkpoint.calibration,
             )
         fill(model, checkpoint.tensors, str(source))
         model.provenance = checkpoint.provenance

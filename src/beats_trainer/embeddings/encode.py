@@ -27,7 +27,12 @@ from beats_trainer.errors import AudioError, BEATsTrainerError
 from beats_trainer.loading import Clip, collate_waveforms, length_sorted_batches, read_ahead
 from beats_trainer.model.beats import BEATs
 from beats_trainer.model.lengths import min_samples
-from beats_trainer.model.pooling import POOLING_MODES, pool_tokens
+from beats_trainer.model.pooling import (
+    POOLING_MODES,
+    AttentivePooling,
+    PartialPooling,
+    pool_tokens,
+)
 from beats_trainer.model.precision import autocast, resolve_precision
 
 __all__ = [
@@ -135,7 +140,7 @@ def encode_clips(
     network: BEATs,
     inputs: Sequence[ClipInput],
     *,
-    pooling: str = "mean",
+    pooling: str | AttentivePooling = "mean",
     layer: Layer = -1,
     batch_size: int = 16,
     precision: str = "auto",
@@ -154,7 +159,8 @@ def encode_clips(
     Args:
         network: Where it is, its device is used; put back into its mode (train or eval) afterwards.
         inputs: Files, parts of files (`Clip`), or waveforms ``(S,)`` float32 at 16 kHz.
-        pooling: ``"mean"``, ``"max"``, ``"first"``, ``"last"``, or ``"none"`` for every token.
+        pooling: ``"mean"``, ``"max"``, ``"first"``, ``"last"``, or ``"none"`` for every token. Or a learned
+            pooling on the network's device, which reads all layers (leave ``layer`` at -1) and gives ``(D,)``.
         layer: 0 (the first layer's input) to L (the last layer), negative from the end, or ``"all"``.
         batch_size: Most clips in a batch; fewer where they are long.
         precision: ``"auto"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``.
@@ -171,8 +177,15 @@ def encode_clips(
         AudioError: If an input cannot be read and ``on_error`` is ``"raise"``.
         ValueError: If an argument is not as described.
     """
-    pooling = check_pooling(pooling)
     layer = check_layer(layer, network.architecture.encoder_layers)
+    if isinstance(pooling, AttentivePooling):
+        pooling.require_fit(network.architecture)
+        if layer != network.architecture.encoder_layers:
+            raise ValueError(
+                f"A learned pooling reads all layers: leave layer at -1, not {layer!r}."
+            )
+    else:
+        pooling = check_pooling(pooling)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}.")
     if on_error not in ("raise", "skip"):
@@ -301,7 +314,7 @@ class _Encoder:
     def __init__(
         self,
         network: BEATs,
-        pooling: str,
+        pooling: str | AttentivePooling,
         layer: Layer,
         device: torch.device,
         dtype: torch.dtype,
@@ -309,7 +322,7 @@ class _Encoder:
     ) -> None:
         self.network = network
         self.pooling = pooling
-        self.layer = layer
+        self.layer: Layer = "all" if isinstance(pooling, AttentivePooling) else layer
         self.device = device
         self.dtype = dtype
         self.grid = grid
@@ -370,12 +383,16 @@ class _Encoder:
             yield layers_LBTD[:, index, :num_tokens].float()
 
     def _pool(self, tokens_LTD: Tensor) -> NDArray[np.float32]:
+        if isinstance(self.pooling, AttentivePooling):
+            with torch.inference_mode():
+                return self._shape(self.pooling(tokens_LTD[:, None]))
         if self.pooling == "none":
             return self._shape(tokens_LTD)
         return self._shape(pool_tokens(tokens_LTD, mode=self.pooling))  # type: ignore[arg-type]
 
     def _shape(self, values: Tensor) -> NDArray[np.float32]:
-        if self.layer != "all":
+        """To an array, without the axis that stands for one layer or one mix of them."""
+        if self.layer != "all" or isinstance(self.pooling, AttentivePooling):
             values = values[0]
         array: NDArray[np.float32] = values.cpu().numpy()
         if not np.isfinite(array).all():
@@ -389,13 +406,19 @@ class _Encoder:
 class _RunningPool:
     """Pooling over windows that arrive one after another, equal to pooling all tokens at once."""
 
-    def __init__(self, pooling: str) -> None:
+    def __init__(self, pooling: str | AttentivePooling) -> None:
         self.pooling = pooling
         self.num_tokens = 0
         self.value: Any = None
+        self.attended: PartialPooling | None = None
         self.parts: list[Tensor] = []
 
     def add(self, tokens_LTD: Tensor) -> None:
+        if isinstance(self.pooling, AttentivePooling):
+            with torch.inference_mode():
+                part = self.pooling.partial(tokens_LTD[:, None]).to(_sum_dtype(tokens_LTD))
+                self.attended = part if self.attended is None else self.attended.merge(part)
+            return
         if self.pooling == "none":
             self.parts.append(tokens_LTD.cpu())
             return
@@ -411,6 +434,9 @@ class _RunningPool:
         self.num_tokens += tokens_LTD.shape[1]
 
     def result(self) -> Tensor:
+        """Shape ``(1 or L + 1, D)``, or ``(1 or L + 1, T, D)`` for pooling ``"none"``."""
+        if self.attended is not None:
+            return self.attended.result().float()
         if self.pooling == "none":
             return torch.cat(self.parts, dim=1)
         pooled: Tensor = self.value / self.num_tokens if self.pooling == "mean" else self.value

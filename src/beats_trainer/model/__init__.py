@@ -12,7 +12,13 @@ from beats_trainer.model.classifier import (
     apply_activation,
 )
 from beats_trainer.model.heads import ClassifierHead
-from beats_trainer.model.pooling import POOLING_MODES, PoolingMode, pool_tokens
+from beats_trainer.model.pooling import (
+    POOLING_MODES,
+    AttentivePooling,
+    ClassifierPooling,
+    PoolingMode,
+    pool_tokens,
+)
 from beats_trainer.model.spec_augment import spec_augment
 from beats_trainer.model.tokenizer import AcousticTokenizer, TokenizerOutput
 
@@ -21,11 +27,13 @@ __all__ = [
     "AcousticTokenizer",
     "Activation",
     "Architecture",
+    "AttentivePooling",
     "BEATs",
     "BEATsClassifier",
     "BEATsOutput",
     "ClassifierHead",
     "ClassifierOutput",
+    "ClassifierPooling",
     "PoolingMode",
     "TokenizerOutput",
     "apply_activation",

@@ -7,13 +7,19 @@ Shapes in this file: B clips, S samples, D width, C classes.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, Self, get_args
 
 from torch import Tensor, nn
 
-from beats_trainer.model.beats import BEATs
+from beats_trainer.model.beats import BEATs, BEATsOutput
 from beats_trainer.model.heads import ClassifierHead
-from beats_trainer.model.pooling import POOLING_MODES, PoolingMode, pool_tokens
+from beats_trainer.model.pooling import (
+    POOLING_MODES,
+    AttentivePooling,
+    ClassifierPooling,
+    PoolingMode,
+    pool_tokens,
+)
 
 __all__ = ["Activation", "BEATsClassifier", "ClassifierOutput", "apply_activation"]
 
@@ -55,9 +61,13 @@ class BEATsClassifier(nn.Module):
         labels: One name per class, in the order of the logits.
         activation: ``"softmax"`` where exactly one class is true, ``"sigmoid"`` where any may be.
         pooling: How tokens become the embedding that the head reads.
+        attentive_pooling: The module that does so; with ``pooling="attentive"`` and only then.
+
+    Attributes:
+        is_backbone_frozen: Whether the encoder is kept as it is, see `freeze_backbone`.
 
     Raises:
-        ValueError: If labels, head and encoder do not fit, or a label appears twice.
+        ValueError: If labels, head, pooling and encoder do not fit, or a label appears twice.
     """
 
     def __init__(
@@ -66,7 +76,9 @@ class BEATsClassifier(nn.Module):
         head: ClassifierHead,
         labels: Sequence[str],
         activation: Activation = "softmax",
-        pooling: PoolingMode = "mean",
+        pooling: ClassifierPooling = "mean",
+        *,
+        attentive_pooling: AttentivePooling | None = None,
     ) -> None:
         super().__init__()
         if len(labels) != head.num_classes:
@@ -80,13 +92,24 @@ class BEATsClassifier(nn.Module):
             )
         if activation not in get_args(Activation):
             raise ValueError(f"Unknown activation {activation!r}: expected softmax or sigmoid.")
-        if pooling not in POOLING_MODES:
-            raise ValueError(f"Unknown pooling {pooling!r}: expected {', '.join(POOLING_MODES)}.")
+        if pooling not in (*POOLING_MODES, "attentive"):
+            raise ValueError(
+                f"Unknown pooling {pooling!r}: expected {', '.join(POOLING_MODES)} or attentive."
+            )
+        if (pooling == "attentive") != (attentive_pooling is not None):
+            raise ValueError(
+                "pooling='attentive' and attentive_pooling=AttentivePooling(...) go together, got "
+                f"pooling={pooling!r} {'without' if attentive_pooling is None else 'with'} such a module."
+            )
+        if attentive_pooling is not None:
+            attentive_pooling.require_fit(beats.architecture)
         self.beats = beats
         self.head = head
         self.labels = list(labels)
         self.activation: Activation = activation
-        self.pooling: PoolingMode = pooling
+        self.pooling: ClassifierPooling = pooling
+        self.attentive_pooling = attentive_pooling
+        self.is_backbone_frozen = False
 
     def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> ClassifierOutput:
         """Score a batch of waveforms; arguments as ``BEATs.forward``.
@@ -94,6 +117,52 @@ class BEATsClassifier(nn.Module):
         The original's fine-tuned model averages per-token logits; its predictor is linear, so this is
         the same number.
         """
-        output = self.beats(waveforms, lengths)
-        embeddings = pool_tokens(output.tokens, output.token_lengths, self.pooling)
+        output = self.beats(waveforms, lengths, output_layers=self.attentive_pooling is not None)
+        embeddings = self.pool(output)
         return ClassifierOutput(self.head(embeddings), embeddings, self.activation)
+
+    def pool(self, output: BEATsOutput) -> Tensor:
+        """Turn the encoder's output into what the head reads, shape ``(B, D)``.
+
+        Args:
+            output: With its layers, if ``pooling`` is ``"attentive"``.
+        """
+        pooling = self.clip_pooling
+        if isinstance(pooling, AttentivePooling):
+            assert output.layers is not None
+            embeddings: Tensor = pooling(output.layers, output.token_lengths)
+            return embeddings
+        return pool_tokens(output.tokens, output.token_lengths, pooling)
+
+    @property
+    def clip_pooling(self) -> PoolingMode | AttentivePooling:
+        """How tokens are pooled, as ``embeddings.encode.encode_clips`` takes it."""
+        if self.attentive_pooling is not None:
+            return self.attentive_pooling
+        assert self.pooling != "attentive"
+        return self.pooling
+
+    def freeze_backbone(self) -> Self:
+        """Keep the encoder as it is: without gradients, and in eval mode whatever `train` is told.
+
+        Its dropout and layer drop are then off, so that head and pooling are trained on what they will
+        read later.
+        """
+        self.beats.requires_grad_(False)
+        self.beats.eval()
+        self.is_backbone_frozen = True
+        return self
+
+    def unfreeze_backbone(self) -> Self:
+        """Train the encoder too from now on: the reverse of `freeze_backbone`."""
+        self.beats.requires_grad_(True)
+        self.beats.train(self.training)
+        self.is_backbone_frozen = False
+        return self
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch dropout and layer drop on or off; a frozen encoder's stay off."""
+        super().train(mode)
+        if self.is_backbone_frozen:
+            self.beats.eval()
+        return self

@@ -5,6 +5,7 @@ embeddings -> [head] -> logits
 Shapes in this file: B clips, D width of an embedding, C classes.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -88,6 +89,31 @@ class ClassifierHead(nn.Module):
         weight = linear.weight / std.to(linear.weight)
         linear.bias.sub_(weight @ mean.to(linear.weight))
         linear.weight.copy_(weight)
+
+    @torch.no_grad()
+    def absorb_temperature(self, value: float) -> None:
+        """Rewrite the last layer so that it gives ``logits / value``.
+
+        A temperature that was fitted on validation logits (Guo et al., arXiv 1706.04599) then needs to be
+        applied by nobody who uses the head.
+
+        Args:
+            value: Above 1 makes the probabilities more even, below 1 more extreme.
+
+        Raises:
+            ValueError: If the temperature is not positive and finite.
+
+        Example:
+            >>> head = ClassifierHead(2, 3)
+            >>> before = head(torch.ones(1, 2))
+            >>> head.absorb_temperature(2.0)
+            >>> torch.allclose(head(torch.ones(1, 2)), before / 2)
+            True
+        """
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"A temperature must be positive and finite, not {value}.")
+        self.last_linear.weight.div_(value)
+        self.last_linear.bias.div_(value)
 
     def to_dict(self) -> dict[str, Any]:
         """What rebuilds this head: ``ClassifierHead(**head.to_dict())``."""

@@ -79,7 +79,7 @@ def build_classifier(
     settings = config.model
     hidden_dims = settings.hidden_dims if settings.use_custom_head else None
     architecture = encoder.architecture
-    is_attentive = settings.resolved_mode == "attentive"
+    mode = settings.resolved_mode
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         head = ClassifierHead(
@@ -89,17 +89,19 @@ def build_classifier(
             activation=settings.activation,
             dropout=settings.dropout_rate,
         )
-        pooling = AttentivePooling(
-            architecture.encoder_layers + 1,
-            architecture.encoder_embed_dim,
-            settings.attention_pooling_heads or architecture.encoder_attention_heads,
-        )
-    return BEATsForAudioClassification(
+    learned = (
+        AttentivePooling.for_architecture(architecture, settings.attention_pooling_heads)
+        if mode == "attentive"
+        else None
+    )
+    classifier = BEATsForAudioClassification(
         encoder,
         head,
         labels,
         activation=activation_of(config.training.loss_function, task),
-        pooling="attentive" if is_attentive else settings.pooling,
-        attentive_pooling=pooling if is_attentive else None,
+        pooling="attentive" if mode == "attentive" else settings.pooling,
+        attentive_pooling=learned,
         window_s=config.data.max_duration_s,
     )
+    # Adapters come later, and freeze what is below them by themselves.
+    return classifier.freeze_backbone() if mode in ("head", "attentive") else classifier
