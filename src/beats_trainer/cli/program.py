@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import NoReturn
 
 from beats_trainer._version import __version__
-from beats_trainer.cli import demo, embed, evaluate, models, predict, train
+from beats_trainer.cli import augment_preview, demo, embed, evaluate, models, predict, train
 from beats_trainer.cli.exit_code import ExitCode
 from beats_trainer.errors import BEATsTrainerError, ConfigError
 
@@ -29,6 +29,7 @@ COMMANDS: dict[str, ModuleType] = {
     "evaluate": evaluate,
     "embed": embed,
     "predict": predict,
+    "augment-preview": augment_preview,
     "models": models,
     "demo": demo,
 }
