@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Self, get_args
 
+import torch
 from torch import Tensor, nn
 
 from beats_trainer.model.beats import BEATs, BEATsOutput
@@ -48,8 +49,12 @@ class ClassifierOutput:
 
 
 def apply_activation(logits: Tensor, activation: Activation) -> Tensor:
-    """Turn logits ``(B, C)`` into probabilities: they sum to one under ``"softmax"`` only."""
-    return logits.float().softmax(dim=-1) if activation == "softmax" else logits.float().sigmoid()
+    """Turn logits ``(B, C)`` into probabilities: they sum to one under ``"softmax"`` only.
+
+    In float32, or in float64 where the logits are.
+    """
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    return logits.softmax(dim=-1) if activation == "softmax" else logits.sigmoid()
 
 
 class BEATsClassifier(nn.Module):

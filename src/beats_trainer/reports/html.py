@@ -225,8 +225,12 @@ def write_report(folder: str | os.PathLike[str], report: Report) -> Path:
     target.mkdir(parents=True, exist_ok=True)
     curves = _thin(report.precision_recall)
     macro = macro_curve(curves) if len(curves) > 1 else (np.empty(0), np.empty(0))
-    page = _environment().get_template("report.html.jinja").render(**_sections(report, curves, macro))
-    plain = json.dumps(_numbers(report, curves, macro), indent=1, ensure_ascii=False, allow_nan=False)
+    page = (
+        _environment().get_template("report.html.jinja").render(**_sections(report, curves, macro))
+    )
+    plain = json.dumps(
+        _numbers(report, curves, macro), indent=1, ensure_ascii=False, allow_nan=False
+    )
     _write(target / "report.json", plain + "\n")
     _write(target / "report.html", page)
     return target / "report.html"
@@ -281,7 +285,10 @@ def _numbers(report: Report, curves: Mapping[str, Curve], macro: Curve) -> dict[
         label: {"recall": _rounded(recall), "precision": _rounded(precision)}
         for label, (recall, precision) in curves.items()
     }
-    values["precision_recall_macro"] = {"recall": _rounded(macro[0]), "precision": _rounded(macro[1])}
+    values["precision_recall_macro"] = {
+        "recall": _rounded(macro[0]),
+        "precision": _rounded(macro[1]),
+    }
     values["mistakes"] = [
         {
             f.name: getattr(mistake, f.name)
@@ -385,7 +392,11 @@ def _learning_charts(report: Report) -> list[dict[str, Any]]:
     wanted = [report.monitor, "val_accuracy", "val_map", "val_f1"]
     metrics = [name for name in dict.fromkeys(wanted) if name in columns and name not in losses]
     charts = []
-    for title, names in (("Loss", losses), ("Validation", metrics[:3]), ("Learning rate", rates[:6])):
+    for title, names in (
+        ("Loss", losses),
+        ("Validation", metrics[:3]),
+        ("Learning rate", rates[:6]),
+    ):
         series = [
             Series(
                 _words(name),
@@ -415,7 +426,12 @@ def _matrix(report: Report) -> dict[str, Any] | None:
     wrong = counts - np.diag(np.diag(counts))
     totals = counts.sum(axis=1)
     pairs = [
-        {"truth": labels[i], "predicted": labels[j], "clips": int(wrong[i, j]), "of": int(totals[i])}
+        {
+            "truth": labels[i],
+            "predicted": labels[j],
+            "clips": int(wrong[i, j]),
+            "of": int(totals[i]),
+        }
         for i, j in zip(*np.nonzero(wrong), strict=True)
     ]
     pairs.sort(key=lambda pair: -pair["clips"])
@@ -429,7 +445,11 @@ def _matrix(report: Report) -> dict[str, Any] | None:
             "label": labels[i],
             "total": int(totals[i]),
             "cells": [
-                {"count": int(counts[i, j]), "share": _depth(counts[i, j], totals[i]), "hit": i == j}
+                {
+                    "count": int(counts[i, j]),
+                    "share": _depth(counts[i, j], totals[i]),
+                    "hit": i == j,
+                }
                 for j in shown
             ],
         }
@@ -453,7 +473,9 @@ def _depth(count: float, total: float) -> float:
     return round(math.sqrt(float(count) / float(total)), 2) if total else 0.0
 
 
-def _curve_section(report: Report, curves: Mapping[str, Curve], macro: Curve) -> dict[str, Any] | None:
+def _curve_section(
+    report: Report, curves: Mapping[str, Curve], macro: Curve
+) -> dict[str, Any] | None:
     drawn = {label: curve for label, curve in curves.items() if len(curve[0])}
     if not drawn:
         return None

@@ -130,5 +130,7 @@ def _encode(samples: NDArray[np.float32], sample_rate: int, container: str) -> b
 def _palette() -> bytes:
     """The colours from dark to light as ``R, G, B, R, ...``."""
     where = np.linspace(0, len(_MAGMA) - 1, _NUM_COLOURS)
-    channels = [np.interp(where, np.arange(len(_MAGMA)), _MAGMA[:, channel]) for channel in range(3)]
+    channels = [
+        np.interp(where, np.arange(len(_MAGMA)), _MAGMA[:, channel]) for channel in range(3)
+    ]
     return np.round(np.stack(channels, axis=1)).astype(np.uint8).tobytes()

@@ -21,6 +21,7 @@ from beats_trainer.checkpoints import BEATsForAudioClassification, BEATsModel
 from beats_trainer.config import Config, settled
 from beats_trainer.datasets import Splits
 from beats_trainer.loading import ClipChange
+from beats_trainer.model import ClassifierHead
 from beats_trainer.model.classifier import apply_activation
 from beats_trainer.model.precision import resolve_precision
 from beats_trainer.reports import (
@@ -32,7 +33,7 @@ from beats_trainer.reports import (
     fit_thresholds,
     measure,
 )
-from beats_trainer.training.cached_head import FittedHead, fit_cached_head, head_logits
+from beats_trainer.training.cached_head import FittedHead, fit_cached_head
 from beats_trainer.training.embedded import EmbeddedSplit, EmbeddingCache
 from beats_trainer.training.loggers import log_history
 from beats_trainer.training.run_folder import SPLIT_NAMES, RunFolder
@@ -195,6 +196,16 @@ def score_split(
             thresholds=thresholds,
         )
     return ScoredSplit(table, split.targets, probabilities, metrics, intervals)
+
+
+def head_logits(head: ClassifierHead, embeddings: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Class scores before the activation of raw embeddings ``(N, D)``: shape ``(N, C)``, float64."""
+    device = head.first_linear.weight.device
+    with torch.inference_mode():
+        logits: NDArray[np.float64] = (
+            head(torch.from_numpy(embeddings).to(device)).cpu().double().numpy()
+        )
+    return logits
 
 
 def groups_of(table: pd.DataFrame) -> NDArray[Any] | None:
