@@ -12,6 +12,7 @@ from beats_trainer.reports.intervals import (
     _resampled_multi,
     _resampled_single,
 )
+from beats_trainer.reports.ranking import sort_classes
 from beats_trainer.reports.scores import check_probabilities
 
 LABELS = ["ant", "bee", "cat", "dog"]
@@ -34,13 +35,14 @@ def random_split(task, seed=0, num_clips=50):
 def test_every_resample_has_the_metrics_of_its_clips_copied_out(task):
     targets, probabilities = random_split(task)
     data = check_probabilities(task, targets, probabilities, 4)
+    classes = sort_classes(data)
     cutoffs = {"ant": 0.3, "bee": 0.6}
 
     (weights,) = _draw(np.arange(50), 20, seed=3)
     resampled = (
-        _resampled_single(data, weights)
+        _resampled_single(data, classes, weights)
         if task == "single"
-        else _resampled_multi(data, np.array([0.3, 0.6, 0.5, 0.5]), weights)
+        else _resampled_multi(data, classes, np.array([0.3, 0.6, 0.5, 0.5]), weights)
     )
 
     assert set(resampled) == set(summary_names(task))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from sklearn import metrics as sklearn_metrics
 
 from beats_trainer.reports import precision_recall_points
-from beats_trainer.reports.ranking import class_ranking
+from beats_trainer.reports.ranking import ClassRanking
 
 # Few distinct scores, so that most clips tie.
 RANKED = st.lists(
@@ -22,7 +22,7 @@ def test_ranking_equals_scikit_learn_with_ties_and_weights(rows):
     weights = np.array([row[2] for row in rows], float)
     of_positives, of_negatives = weights[present].sum(), weights[~present].sum()
 
-    (average_precision,), (roc_auc,) = class_ranking(present, scores, weights[:, None])
+    (average_precision,), (roc_auc,) = ClassRanking(present, scores)(weights[:, None])
 
     if of_positives == 0 or of_negatives == 0:
         assert np.isnan([average_precision, roc_auc]).all()
@@ -40,12 +40,10 @@ def test_each_weighting_is_the_ranking_of_the_clips_repeated_that_often():
     present, scores = rng.random(30) < 0.3, rng.random(30).round(1)
     weights = rng.integers(0, 4, (30, 5))
 
-    together = class_ranking(present, scores, weights.astype(float))
+    together = ClassRanking(present, scores)(weights.astype(float))
 
     for index, times in enumerate(weights.T):
-        alone = class_ranking(
-            present.repeat(times), scores.repeat(times), np.ones((times.sum(), 1))
-        )
+        alone = ClassRanking(present.repeat(times), scores.repeat(times))(np.ones((times.sum(), 1)))
         np.testing.assert_allclose([value[index] for value in together], np.ravel(alone))
 
 

@@ -1,12 +1,12 @@
 """Whether a score can be read as a probability, and the temperature that makes it one.
 
 probabilities -> [reliability] -> curve, expected calibration error
-logits -> [fit_temperature] -> temperature; the calibrated probability is softmax or sigmoid of logits / temperature
+logits -> [fit_temperature] -> temperature; calibrated is softmax or sigmoid of logits / temperature
 
 Method: Guo, Pleiss, Sun, Weinberger, On Calibration of Modern Neural Networks, 2017 (arXiv 1706.04599):
-section 2 for the error, section 4.2 for the temperature. One number for all classes leaves the order of the
-scores as it is: the most likely class, average precision and ROC AUC of a clip with any number of classes do
-not change.
+section 2 for the error, section 4.2 for the temperature. One number for all classes leaves the most likely class
+as it is, and with sigmoid also the order of the clips. With softmax the order of the clips in one class may
+change a little, and thresholds must be fitted after the temperature in either case.
 
 Shapes in this file: N clips, C classes, M bins.
 """

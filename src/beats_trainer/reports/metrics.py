@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from beats_trainer.reports.averages import class_rates
 from beats_trainer.reports.calibration import reliability_of
-from beats_trainer.reports.ranking import macro_mean, rank_classes
+from beats_trainer.reports.ranking import macro_mean, rank_classes, sort_classes
 from beats_trainer.reports.scores import check_probabilities, plain
 
 __all__ = ["SUMMARY_METRICS", "ClassificationMetrics", "class_table", "classification_metrics"]
@@ -199,7 +199,8 @@ def classification_metrics(
     confusion = confusion.reshape(num_classes, num_classes).astype(np.int64)
     hits, support = confusion.diagonal(), confusion.sum(axis=1)
     rates = class_rates(hits, support, confusion.sum(axis=0))
-    (average_precision,), (roc_auc,) = rank_classes(data)
+    once = np.ones((len(data.scores), 1))
+    (average_precision,), (roc_auc,) = rank_classes(sort_classes(data), once)
     return ClassificationMetrics(
         accuracy=float(hits.sum() / len(truth)),
         balanced_accuracy=float(rates.recall[support > 0].mean()),

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from beats_trainer.reports.averages import class_rates, ratio
 from beats_trainer.reports.calibration import reliability_of
 from beats_trainer.reports.metrics import class_table
-from beats_trainer.reports.ranking import macro_mean, rank_classes
+from beats_trainer.reports.ranking import macro_mean, rank_classes, sort_classes
 from beats_trainer.reports.scores import check_probabilities, plain, thresholds_of
 
 __all__ = ["MULTILABEL_SUMMARY_METRICS", "MultiLabelMetrics", "multilabel_metrics"]
@@ -215,7 +215,8 @@ def multilabel_metrics(
     hits, support, predictions = is_hit.sum(axis=0), data.present.sum(axis=0), decided.sum(axis=0)
     absent = data.absent.sum(axis=0)
     rates = class_rates(hits, support, predictions)
-    (average_precision,), (roc_auc,) = rank_classes(data)
+    once = np.ones((len(data.scores), 1))
+    (average_precision,), (roc_auc,) = rank_classes(sort_classes(data), once)
     is_right = (decided == data.present).all(axis=1)
     false_alarms, misses = predictions - hits, support - hits
     confusion = np.array([[absent - false_alarms, false_alarms], [misses, hits]])

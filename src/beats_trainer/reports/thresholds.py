@@ -49,8 +49,9 @@ def fit_thresholds(
 
     Example:
         >>> scores = [[0.9, 0.1], [0.6, 0.4], [0.2, 0.8]]
-        >>> {label: round(value, 3) for label, value in fit_thresholds([0, 0, 1], scores, ["a", "b"], "single").items()}
-        {'a': 0.4, 'b': 0.6}
+        >>> thresholds = fit_thresholds([0, 0, 1], scores, ["a", "b"], "single")
+        >>> round(thresholds["a"], 3), round(thresholds["b"], 3)
+        (0.4, 0.6)
     """
     if target_precision is not None and not 0 < target_precision <= 1:
         raise ValueError(
