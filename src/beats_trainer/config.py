@@ -35,6 +35,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "ModelConfig",
+    "Task",
     "TrainingConfig",
     "is_multi_label",
     "settled",

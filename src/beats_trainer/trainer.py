@@ -860,7 +860,7 @@ class BEATsTrainer:
     def _checked(self, dataset: pd.DataFrame | Manifest) -> Manifest:
         data = self.config.data
         if isinstance(dataset, pd.DataFrame):
-            columns = {"audio_column": data.audio_column, "label_column": data.label_column}
+            columns: dict[str, Any] = {"audio_column": data.audio_column, "label_column": data.label_column}
             if data.annotations is not None:
                 columns = {}  # windows have the library's own
             dataset = build_manifest(

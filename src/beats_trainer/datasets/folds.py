@@ -153,9 +153,8 @@ def _made_folds(
             "together with a column 'group', group_column= or group_pattern=."
         )
     present = groups.counts[:, : manifest.num_classes] > 0
-    stays: NDArray[np.bool_] = present[:, present.sum(axis=0) == 1].any(
-        axis=1
-    )  # holds all clips of some class
+    # Groups that hold all clips of some class.
+    stays = np.asarray(present[:, present.sum(axis=0) == 1].any(axis=1))
     tested = np.flatnonzero(~stays)
     num_folds = len(tested) if folds == "groups" else int(folds)
     if len(tested) < max(num_folds, 2):

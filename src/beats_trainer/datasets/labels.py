@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from beats_trainer.config import Task
 from beats_trainer.errors import DatasetError
 
 __all__ = [
@@ -41,8 +42,6 @@ __all__ = [
     "warn_of_alike_labels",
 ]
 
-Task = Literal["single", "multi"]
-"""Exactly one class per clip (softmax), or any number of them (sigmoid)."""
 
 Unlisted = Literal["absent", "unknown"]
 """What is taken of the classes that a clip does not name."""

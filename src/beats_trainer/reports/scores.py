@@ -10,10 +10,12 @@ Shapes in this file: N clips, C classes.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from beats_trainer.config import Task
 
 __all__ = [
     "DEFAULT_THRESHOLD",
@@ -25,8 +27,6 @@ __all__ = [
     "thresholds_of",
 ]
 
-Task = Literal["single", "multi"]
-"""``"single"``: exactly one class per clip. ``"multi"``: any number of classes per clip, each known or not."""
 
 DEFAULT_THRESHOLD = 0.5
 """Probability from which on a class counts as present, where nothing else was chosen."""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from beats_trainer.audio import load_audio
 from beats_trainer.config import Config
 from beats_trainer.constants import SAMPLE_RATE
-from beats_trainer.datasets import Splits, targets_of
+from beats_trainer.datasets import Splits, Task, targets_of
 from beats_trainer.loading import Clip
 from beats_trainer.model import BEATs
 from beats_trainer.model.lengths import min_samples
@@ -123,7 +123,7 @@ def headline(metrics: Metrics, intervals: Mapping[str, Interval], split: str) ->
     return sorted(figures, key=lambda figure: order.index(figure.name))
 
 
-def scores_of(scored: ScoredSplit, task: str) -> dict[str, Any]:
+def scores_of(scored: ScoredSplit, task: Task) -> dict[str, Any]:
     """The fields of a report that come from the scores of one split."""
     plain = scored.metrics.to_dict()
     labels = scored.metrics.labels
@@ -222,7 +222,7 @@ def _device(beats: BEATs) -> torch.device:
 
 
 def _reliability(
-    probabilities: NDArray[np.float64], scored: ScoredSplit, task: str
+    probabilities: NDArray[np.float64], scored: ScoredSplit, task: Task
 ) -> ReliabilityPoints:
     curve = reliability(probabilities, scored.targets, task)
     return ReliabilityPoints(

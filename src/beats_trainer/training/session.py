@@ -181,7 +181,7 @@ def score_split(
     """
     logits = head_logits(classifier.head, split.embeddings)
     probabilities = _probabilities(logits, classifier)
-    task = "multi" if split.targets.ndim == 2 else "single"
+    task: Task = "multi" if split.targets.ndim == 2 else "single"
     labels, thresholds = classifier.labels, classifier.thresholds
     metrics = measure(task, split.targets, probabilities, labels, thresholds)
     intervals: dict[str, Interval] = {}
