@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from beats_trainer.checkpoints import BEATsForAudioClassification, BEATsModel
 from beats_trainer.config import Config, settled
-from beats_trainer.datasets import Splits
+from beats_trainer.datasets import Splits, Task
 from beats_trainer.loading import ClipChange
 from beats_trainer.model import ClassifierHead
 from beats_trainer.model.classifier import apply_activation
