@@ -49,6 +49,13 @@ def test_each_official_fold_is_tested_once_and_has_no_say_in_validation():
     assert folds[0].splits.how.startswith("Fold 8 (1 of 3; official folds): 36 train, 4 valid")
 
 
+@pytest.mark.parametrize(("given", "name"), [(2.0, "2"), ("fold2", "fold2"), (2, "2")])
+def test_official_folds_keep_their_names(given, name):
+    folds = fold_splits(manifest_of(["a", "b"] * 2, fold=[given] * 2 + [type(given)(1)] * 2))
+
+    assert name in [fold.name for fold in folds]
+
+
 def test_the_number_of_official_folds_may_be_said_but_not_changed():
     manifest = manifest_of(["a", "b"] * 6, fold=[n // 4 for n in range(12)])
 
