@@ -1,3 +1,4 @@
+import wave
 from pathlib import Path
 
 import numpy as np
@@ -5,7 +6,8 @@ import pandas as pd
 import pytest
 
 from beats_trainer.datasets import build_manifest, load_csv_dataset, validate_dataset
-from beats_trainer.errors import DatasetError, DatasetNotFoundError
+from beats_trainer.datasets import manifest as manifest_module
+from beats_trainer.errors import ConfigError, DatasetError, DatasetNotFoundError
 
 
 @pytest.fixture
@@ -232,3 +234,159 @@ def test_real_clips_and_their_official_table_make_a_manifest(shared_data):
     assert len(manifest) == 400
     assert manifest.class_counts()["chainsaw"] == 40
     assert manifest.table["path"].str.endswith(".ogg").all()
+
+
+def write_seconds(folder, name, duration_s):
+    with wave.open(str(folder / name), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(8000)
+        file.writeframes(b"\1\0" * int(8000 * duration_s))
+
+
+@pytest.fixture
+def recordings(tmp_path):
+    write_seconds(tmp_path, "long.wav", 3.0)
+    write_seconds(tmp_path, "short.wav", 1.0)
+    return tmp_path
+
+
+def parts_of(rows, **columns) -> pd.DataFrame:
+    names, labels, starts, ends = zip(*rows, strict=True)
+    return pd.DataFrame(
+        {
+            "filename": names,
+            "category": labels,
+            "start_time": starts,
+            "end_time": ends,
+            **columns,
+        }
+    )
+
+
+def test_rows_may_be_parts_of_files_which_stay_together(recordings):
+    table = parts_of(
+        [
+            ("long.wav", "a", 0, 1),
+            ("long.wav", "b", "0.5", "1.5"),
+            ("long.wav", "a", 2.0, 3.04),
+            ("short.wav", "b", None, None),
+        ]
+    )
+
+    manifest = build_manifest(table, recordings)
+
+    assert manifest.table["start_time"].tolist()[:3] == [0.0, 0.5, 2.0]
+    assert manifest.table["end_time"].tolist()[:3] == [1.0, 1.5, 3.04]
+    assert manifest.table[["start_time", "end_time"]].iloc[3].isna().all()
+    assert manifest.table["group"].tolist() == [manifest.table["path"][0]] * 3 + [
+        manifest.table["path"][3]
+    ]
+
+
+def test_columns_of_times_that_are_all_blank_mean_whole_files(recordings):
+    table = parts_of([("long.wav", "a", None, None), ("short.wav", "b", None, None)])
+
+    assert not {"start_time", "group"} & set(build_manifest(table, recordings).table.columns)
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "told"),
+    [
+        (1.0, 1.0, r"start_time 1 s and end_time 1 s are not a part"),
+        (-0.1, 1.0, r"expected 0 <= start_time < end_time"),
+        (0.0, None, r"end_time is blank in row 2"),
+        (None, 1.0, r"start_time is blank in row 2"),
+        ("soon", 1.0, r"'start_time' must hold seconds, but is 'soon' in row 2"),
+        (0.0, float("inf"), r"'end_time' must hold seconds, but is inf"),
+        (0.0, True, r"'end_time' must hold seconds, but is True"),
+        (0.0, 1.06, r"from 0 to 1\.06 s reaches past the end of its file, which has 1\.000 s"),
+        (1.01, 1.04, r"reaches past the end"),
+    ],
+)
+def test_impossible_times_are_errors_that_name_row_and_file(recordings, start, end, told):
+    table = parts_of([("long.wav", "a", 0, 1), ("short.wav", "b", start, end)])
+
+    with pytest.raises(DatasetError, match=told) as failure:
+        build_manifest(table, recordings)
+
+    assert "row 2" in str(failure.value)
+    assert str(recordings / "short.wav") in str(failure.value)
+
+
+def test_a_start_without_an_end_column_is_an_error(recordings):
+    table = parts_of([("long.wav", "a", 0, 1), ("short.wav", "b", 0, 1)]).drop(columns="end_time")
+
+    with pytest.raises(DatasetError, match="'start_time' but no column 'end_time'"):
+        build_manifest(table, recordings)
+
+
+def test_a_part_listed_twice_is_an_error_and_the_length_is_looked_up_once(recordings, monkeypatch):
+    asked = []
+    probe = manifest_module.probe_audio
+    monkeypatch.setattr(
+        manifest_module, "probe_audio", lambda file: asked.append(file) or probe(file)
+    )
+    table = parts_of(
+        [("long.wav", "a", 0, 1), ("long.wav", "b", 1, 2), ("./long.wav", "b", 0.0, 1)]
+    )
+
+    with pytest.raises(DatasetError, match=r"long\.wav from 0 to 1 s, in rows 1 and 3, as 'a' and"):
+        build_manifest(table, recordings)
+
+    assert len(asked) == 1
+
+
+def test_parts_of_one_file_in_two_groups_are_an_error(recordings):
+    table = parts_of([("long.wav", "a", 0, 1), ("long.wav", "b", 1, 2)], group=["x", "y"])
+
+    with pytest.raises(DatasetError, match=r"different groups.*long\.wav has 'x', 'y'"):
+        build_manifest(table, recordings)
+
+
+def test_groups_come_from_a_named_column_or_a_pattern(clips):
+    table = table_of(["a", "b", "a"], site=["n", "s", "n"], group=["x", "y", "z"])
+
+    assert build_manifest(table, clips, group_column="site").table["group"].tolist() == [
+        *("n", "s", "n")
+    ]
+    for pattern in (r"(\d)\.wav$", r"(?P<group>\d)(\.)wav$", r"\d(?=\.wav$)"):
+        found = build_manifest(table, clips, group_pattern=pattern).table["group"]
+        assert found.tolist() == ["0", "1", "2"]
+
+
+def test_groups_that_cannot_be_told_are_errors(clips):
+    table = table_of(["a", "b", "a"], speaker=["n", "s", "n"])
+
+    with pytest.raises(DatasetError, match=r"no column 'speeker'\. Did you mean 'speaker'\?"):
+        build_manifest(table, clips, group_column="speeker")
+    with pytest.raises(ConfigError, match="pass one of them"):
+        build_manifest(table, clips, group_column="speaker", group_pattern="x")
+    with pytest.raises(ConfigError, match="is not a regular expression"):
+        build_manifest(table, clips, group_pattern="(")
+    with pytest.raises(DatasetError, match=r"finds no group in 2 of 3 files.*1\.wav.*2\.wav"):
+        build_manifest(table, clips, group_pattern=r"0\.wav")
+
+
+def test_split_and_fold_columns_may_have_other_names(clips):
+    table = table_of(["a", "b"], subset=["train", "test"], cv=[1, 2], split=["?", "?"])
+
+    manifest = build_manifest(table, clips, split_column="subset", fold_column="cv")
+
+    assert manifest.table["split"].tolist() == ["train", "test"]
+    assert manifest.table["fold"].tolist() == [1, 2]
+    with pytest.raises(DatasetError, match=r"no column 'cvs'\. Did you mean 'cv'\?.*fold_column="):
+        build_manifest(table, clips, fold_column="cvs")
+    with pytest.raises(DatasetError, match=r"no column 'subsets'.*split_column="):
+        build_manifest(table, clips, split_column="subsets")
+
+
+def test_the_speakers_of_real_recordings_are_groups(shared_data):
+    files = sorted(str(file) for file in (shared_data / "fsdd" / "recordings").glob("*.wav"))
+    table = pd.DataFrame({"filename": files, "category": [Path(file).name[0] for file in files]})
+
+    manifest = build_manifest(table, group_pattern=r"_(\w+)_\d+\.wav$")
+
+    assert manifest.table["group"].value_counts().to_dict() == dict.fromkeys(
+        ("george", "jackson", "lucas", "nicolas", "theo", "yweweler"), 500
+    )

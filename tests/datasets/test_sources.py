@@ -1,4 +1,5 @@
 import os
+import warnings
 from pathlib import Path
 
 import pandas as pd
@@ -349,3 +350,45 @@ def test_split_csvs_start_from_the_data_folder(make_clips, monkeypatch, tmp_path
     assert list(tables) == ["train", "test"]
     assert names(tables["test"]) == ["2.wav"]
     assert tables["test"]["split"].tolist() == ["test"]
+
+
+def test_folders_that_look_like_several_labels_are_pointed_out_unless_that_is_said(make_clips):
+    root = make_clips("frog,toad/1.wav", "frog/2.wav", "toad/3.wav", "-frog/4.wav")
+
+    with pytest.warns(UserWarning, match=r"2 folders .* one class each.*data\.label_delimiter=','"):
+        scan_directory_dataset(root)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        table = scan_directory_dataset(root, label_delimiter=",")
+    manifest = build_manifest(table, label_delimiter=",")
+
+    assert manifest.labels == ["frog", "toad"]
+    assert manifest.table["present"].tolist() == [(), (0,), (0, 1), (1,)]
+    assert manifest.table["unknown"].tolist() == [(1,), (), (), ()]
+
+
+def test_split_folders_may_hold_several_labels(make_clips):
+    root = make_clips("train/a,b/1.wav", "train/b/2.wav", folder="s")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tables = load_split_directories(root, label_delimiter=",")
+
+    assert tables["train"]["category"].tolist() == ["a,b", "b"]
+
+
+def test_class_columns_times_and_unknown_labels_of_a_csv_are_kept_as_they_are(make_clips):
+    root = make_clips("1.wav")
+    text = "file;NA;007;start_time;end_time;unknown\n1.wav;1;0;0.5;1.5;NA\n"
+    file = write_csv(root / "x.csv", text)
+
+    table = load_csv_dataset(file, audio_col="file", label_columns=["NA", "007"])
+
+    row = table.iloc[0]
+    assert "category" not in table
+    assert (row["NA"], row["007"], row["unknown"]) == ("1", "0", "NA")
+    assert (row["start_time"], row["end_time"]) == (0.5, 1.5)
+    with pytest.raises(DatasetError, match=r"no column 'NAA'.*label_columns="):
+        load_csv_dataset(file, audio_col="file", label_columns=["NAA"])
+    split = load_split_csvs(root, "x.csv", audio_column="file", label_columns=["NA", "007"])
+    assert split["train"]["NA"].tolist() == ["1"]

@@ -1,7 +1,9 @@
+from collections import Counter
+
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from beats_trainer.datasets import Manifest, split_manifest
@@ -253,3 +255,101 @@ def test_a_given_split_that_leaks_a_recording_is_pointed_out():
 def test_shares_that_are_none_are_refused(shares):
     with pytest.raises(ValueError, match="shares that sum to 1"):
         split_manifest(manifest_of(["a", "b"]), *shares)
+
+
+def multi_manifest_of(clips, **columns) -> Manifest:
+    """Clips of "ab": classes a and b are present; of "": none."""
+    labels = sorted(set("".join(clips)))
+    paths = [f"/clips/{n:04d}.wav" for n in range(len(clips))]
+    table = pd.DataFrame(
+        {
+            "path": paths,
+            "filename": paths,
+            "category": [";".join(sorted(clip)) for clip in clips],
+            "present": pd.Series(
+                [tuple(labels.index(name) for name in sorted(clip)) for clip in clips], dtype=object
+            ),
+            "unknown": pd.Series([() for _ in clips], dtype=object),
+            **columns,
+        }
+    )
+    return Manifest(table, labels, "multi")
+
+
+def present_in(part) -> Counter:
+    return Counter("".join(part["category"]).replace(";", ""))
+
+
+def test_clips_with_several_labels_are_divided_with_every_class_at_its_share():
+    clips = ["ab"] * 100 + ["a"] * 100 + ["bc"] * 50 + [""] * 50
+
+    splits = split_manifest(multi_manifest_of(clips))
+
+    assert splits.task == "multi"
+    assert sizes(splits) == [240, 30, 30]
+    for part, share in ((splits.train, 0.8), (splits.val, 0.1), (splits.test, 0.1)):
+        assert present_in(part) == Counter(a=200 * share, b=150 * share, c=50 * share)
+        assert (part["category"] == "").sum() == 50 * share
+
+
+@given(
+    st.lists(st.text("abcde", max_size=3), min_size=3, max_size=50),
+    st.booleans(),
+    st.integers(0, 2**32 - 1),
+)
+@pytest.mark.filterwarnings("ignore:.*have no clip in the", "ignore:The .* part")
+def test_any_table_of_several_labels_is_divided_with_every_class_in_training(clips, grouped, seed):
+    assume("".join(clips))
+    columns = {"group": [n // 3 for n in range(len(clips))]} if grouped else {}
+    manifest = multi_manifest_of(clips, **columns)
+
+    splits = split_manifest(manifest, seed=seed)
+    shuffled = Manifest(manifest.table.sample(frac=1, random_state=1), manifest.labels, "multi")
+
+    assert sum(sizes(splits)) == len(manifest)
+    assert set(present_in(splits.train)) == set(manifest.labels)
+    assert set(split_manifest(shuffled, seed=seed).val.index) == set(splits.val.index)
+    if grouped:
+        parts = [set(part["group"]) for part in (splits.train, splits.val, splits.test)]
+        assert sum(len(part) for part in parts) == len(set(columns["group"]))
+
+
+def test_a_class_without_a_present_training_clip_is_an_error_that_names_where_it_is():
+    manifest = multi_manifest_of(["a", "a", "ab"], split=["train", "train", "test"])
+
+    with pytest.raises(
+        DatasetError, match=r"no clip to train on: b\. 'b' is in the test part, in /clips/0002\.wav"
+    ):
+        split_manifest(manifest)
+
+
+@pytest.mark.parametrize("column", ["split", "fold"])
+def test_parts_of_one_file_in_two_parts_of_a_given_split_are_an_error(column):
+    manifest = manifest_of(["a", "b"] * 3, **{column: ["train", "val", "test"] * 2})
+    manifest.table["path"] = ["/x.wav", "/y.wav", "/x.wav", "/z.wav", "/y.wav", "/v.wav"]
+    manifest.table["start_time"], manifest.table["end_time"] = 0.0, 1.0
+
+    with pytest.raises(DatasetError, match=r"Parts of one file are in \w+ and \w+.*/x\.wav"):
+        split_manifest(manifest)
+
+
+def test_parts_of_one_file_stay_together_without_a_group():
+    manifest = manifest_of(["a", "b"] * 40)
+    manifest.table["path"] = [f"/{n // 4}.wav" for n in range(80)]
+    manifest.table["start_time"], manifest.table["end_time"] = 0.0, 1.0
+
+    splits = split_manifest(manifest)
+
+    parts = [set(part["path"]) for part in (splits.train, splits.val, splits.test)]
+    assert sum(len(part) for part in parts) == 20
+    assert "whole files (20 of them)" in splits.how
+
+
+def test_a_part_with_one_class_only_is_pointed_out():
+    manifest = manifest_of(["a", "b", "b", "b"], split=["train", "train", "val", "test"])
+
+    with (
+        pytest.warns(UserWarning, match="The validation part has clips of one class only, 'b'"),
+        pytest.warns(UserWarning, match="The test part has clips of one class only, 'b'"),
+    ):
+        split_manifest(manifest)

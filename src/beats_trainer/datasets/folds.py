@@ -123,7 +123,7 @@ def _official_folds(
 ) -> tuple[list[str], NDArray[np.int64], str]:
     column = filled_column(manifest.table, "fold")
     order = sorted(column.unique(), key=fold_order)
-    names = [str(fold) for fold in order]
+    names = [f"{fold:g}" if isinstance(fold, float) else str(fold) for fold in order]
     if len(order) < 2:
         raise DatasetError(
             f"The column 'fold' has one fold only ({names[0]}): a cross-validation needs at least 2. "
@@ -153,8 +153,8 @@ def _made_folds(
             "together with a column 'group', group_column= or group_pattern=."
         )
     present = groups.counts[:, : manifest.num_classes] > 0
-    # Groups that hold all clips of some class.
-    stays = np.asarray(present[:, present.sum(axis=0) == 1].any(axis=1))
+    only_holders = present[:, present.sum(axis=0) == 1]  # of classes that one group alone has
+    stays = np.asarray(only_holders.any(axis=1))
     tested = np.flatnonzero(~stays)
     num_folds = len(tested) if folds == "groups" else int(folds)
     if len(tested) < max(num_folds, 2):

@@ -442,11 +442,12 @@ def _read_csv(file: Path, needed: set[str], texts: set[str]) -> pd.DataFrame:
 
 
 def _separator(file: Path, wanted: set[str]) -> str:
-    """The separator under which the header has the wanted columns; else the comma."""
+    """The separator under which the header has most of the wanted columns; else the comma."""
     with file.open(encoding="utf-8-sig", newline="") as stream:
         header = stream.readline()
-    for separator in (",", ";", "\t"):
+
+    def num_found(separator: str) -> int:
         names = {name.strip() for name in next(csv.reader([header], delimiter=separator), [])}
-        if wanted <= names:
-            return separator
-    return ","
+        return len(wanted & names)
+
+    return max((",", ";", "\t"), key=num_found)
