@@ -92,14 +92,15 @@ def test_inputs_stay_as_they_are_and_padding_stays_zero(library):
         assert row[:length].any()
 
 
-def test_what_follows_a_clips_end_never_gets_into_it(library):
+@pytest.mark.parametrize("custom", [None, shout])
+def test_what_follows_a_clips_end_never_gets_into_it(library, custom):
     waveforms, lengths, targets = batch()
     dirty = waveforms.clone()
     for row, length in zip(dirty, lengths, strict=True):
         row[length:] = torch.nan
 
-    clean = everything(library)(waveforms, lengths, targets, seeded())
-    result = everything(library)(dirty, lengths, targets, seeded())
+    clean = everything(library, custom=custom)(waveforms, lengths, targets, seeded())
+    result = everything(library, custom=custom)(dirty, lengths, targets, seeded())
 
     assert torch.equal(result[0], clean[0])
 
@@ -184,13 +185,14 @@ def test_polarity_turns_half_of_the_clips():
     assert 430 < (changed[:, 0] < 0).sum() < 570
 
 
-def test_mixup_mixes_waveforms_and_targets_by_the_same_shares():
+@pytest.mark.parametrize("seed", range(5))
+def test_mixup_mixes_waveforms_and_targets_by_the_same_shares(seed):
     # Clip i is the i-th unit vector as a sound too: the mixture shows who was mixed, and how much.
     num_clips = 6
     eye = torch.eye(num_clips)
     lengths = torch.full((num_clips,), num_clips)
 
-    waveforms, _, targets = WaveformAugmentation(mixup_alpha=0.8)(eye, lengths, eye, seeded())
+    waveforms, _, targets = WaveformAugmentation(mixup_alpha=0.8)(eye, lengths, eye, seeded(seed))
 
     torch.testing.assert_close(waveforms, targets)
     torch.testing.assert_close(targets.sum(dim=1), torch.ones(num_clips))
@@ -307,10 +309,11 @@ def test_snr_lies_between_its_bounds_and_background_has_its_probability(library)
 
 
 def test_silence_on_either_side_is_left_as_it_is():
-    clips = torch.stack([torch.zeros(100), torch.ones(100)])
-    noise = torch.stack([torch.ones(100), torch.zeros(100)])
+    faint = torch.full((100,), 1e-9)  # far below the last bit of any recording
+    clips = torch.stack([torch.zeros(100), torch.ones(100), faint, torch.ones(100)])
+    noise = torch.stack([torch.ones(100), torch.zeros(100), torch.ones(100), faint])
 
-    mixed = mix_at_snr(clips, noise, torch.tensor([100, 100]), torch.tensor([10.0, 10.0]))
+    mixed = mix_at_snr(clips, noise, torch.full((4,), 100), torch.full((4,), 10.0))
 
     assert torch.equal(mixed, clips)
 

@@ -3,8 +3,8 @@
 AudioBatch, targets -> [custom -> roll -> polarity -> gain -> background -> mixup] -> waveforms, lengths, targets
 
 The steps run in this order, so that what mixup joins are clips that were already changed. All that is random
-comes from the generator of the call, on the CPU: the same seed gives the same bits, on every device. Each
-step has a stream of its own: to turn one on or off leaves the draws of the others as they were.
+comes from the generator of the call, on the CPU: the same seed gives the same bits, and the same draws on
+another device. Each step has a stream of its own: to turn one on or off leaves the draws of the others.
 
 Shapes in this file: B clips, S samples, C classes.
 """
