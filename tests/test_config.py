@@ -521,7 +521,6 @@ def test_the_loss_and_the_metric_follow_the_task():
         ({"training": {"label_smoothing": 1}}, "label_smoothing"),
         ({"model": {"lora_targets": ["q"]}}, "lora_targets"),
         ({"augmentation": {"background_snr_db": [9, 3]}}, "the least and the greatest"),
-        ({"augmentation": {"background_dir": "nowhere"}}, "no folder"),
         ({"augmentation": {"mixup_probability": 2}}, "from 0 to 1"),
         ({"augmentation": {"mix_up": 2}}, "Did you mean 'augmentation.mixup_alpha'|There is no"),
     ],

@@ -939,9 +939,6 @@ def _augmentation_problems(augmentation: AugmentationConfig) -> Iterator[str]:
             f"augmentation.max_freq_mask must be from 0 to {NUM_MEL_BINS} mel bins, "
             f"not {augmentation.max_freq_mask}."
         )
-    folder = augmentation.background_dir
-    if folder is not None and not os.path.isdir(folder):
-        yield f"augmentation.background_dir is no folder: {os.path.abspath(folder)}."
 
 
 def _architecture_problems(model: ModelConfig) -> Iterator[str]:

@@ -54,6 +54,7 @@ from beats_trainer.predictor import BEATsPredictor
 from beats_trainer.presets import Mode
 from beats_trainer.reports import Metrics, summary_names
 from beats_trainer.reports.html import write_report
+from beats_trainer.training.augmentation import augmentation_from
 from beats_trainer.training.build import (
     build_classifier,
     build_encoder,
@@ -170,6 +171,8 @@ class BEATsTrainer:
             self.task = self.manifest.task
             self.labels = list(self.manifest.labels)
         self._check_config()
+        if self.config.augmentation.is_on:
+            augmentation_from(self.config)  # its background recordings are looked at now
         expected = self.config.model.num_classes
         if expected is not None and expected != len(self.labels):
             raise ConfigError(
@@ -207,8 +210,8 @@ class BEATsTrainer:
             config: Settings; ``data.audio_extensions`` limits which files count.
             **options: As for the class.
         """
-        extensions = _data_settings(config, options).audio_extensions
-        return cls(_scan_directory(data_dir, extensions), data_dir, config, **options)
+        settings = _data_settings(config, options)
+        return cls(_scan_directory(data_dir, settings), data_dir, config, **options)
 
     @classmethod
     def from_annotations(
@@ -257,20 +260,14 @@ class BEATsTrainer:
             label_column: Column of class names; ``None`` takes ``config.data.label_column``.
             **options: As for the class.
         """
-        settings = _data_settings(config, options)
-        table = load_csv_dataset(
-            csv_path,
-            audio_column=audio_column or settings.audio_column,
-            label_column=label_column or settings.label_column,
-            label_columns=settings.label_columns,
-            data_dir=data_dir,
-        )
-        return cls(
-            build_manifest(table, data_dir, **_label_settings(settings)),
-            data_dir,
-            config,
-            **options,
-        )
+        config = copy.deepcopy(config) if config is not None else Config()
+        config.data = copy.deepcopy(options.pop("data_config", None) or config.data)
+        config.data.metadata_file = os.path.abspath(
+            csv_path
+        )  # so that the run's config names its data
+        config.data.audio_column = audio_column or config.data.audio_column
+        config.data.label_column = label_column or config.data.label_column
+        return cls(None, data_dir, config, **options)
 
     @classmethod
     def from_dataframe(
@@ -393,11 +390,14 @@ class BEATsTrainer:
             config: Settings.
             **options: As for the class.
         """
-        extensions = _data_settings(config, options).audio_extensions
-        tables = load_split_directories(
-            train_dir=train_dir, val_dir=val_dir, test_dir=test_dir, audio_extensions=extensions
-        )
         settings = _data_settings(config, options)
+        tables = load_split_directories(
+            train_dir=train_dir,
+            val_dir=val_dir,
+            test_dir=test_dir,
+            audio_extensions=settings.audio_extensions,
+            label_delimiter=settings.label_delimiter,
+        )
         manifest = build_manifest(pd.concat(tables.values()), **_label_settings(settings))
         return cls(manifest, None, config, **options)
 
@@ -843,7 +843,7 @@ class BEATsTrainer:
             )
         if data.metadata_file is None:
             assert data.data_dir is not None
-            table = _scan_directory(data.data_dir, data.audio_extensions)
+            table = _scan_directory(data.data_dir, data)
             return build_manifest(table, **_label_settings(data))
         csv_path = Path(data.metadata_file)
         if not csv_path.is_file() and data.data_dir is not None:
@@ -860,7 +860,10 @@ class BEATsTrainer:
     def _checked(self, dataset: pd.DataFrame | Manifest) -> Manifest:
         data = self.config.data
         if isinstance(dataset, pd.DataFrame):
-            columns: dict[str, Any] = {"audio_column": data.audio_column, "label_column": data.label_column}
+            columns: dict[str, Any] = {
+                "audio_column": data.audio_column,
+                "label_column": data.label_column,
+            }
             if data.annotations is not None:
                 columns = {}  # windows have the library's own
             dataset = build_manifest(
@@ -901,7 +904,7 @@ class BEATsTrainer:
             data = load_dataset(data)
         columns = self.config.data
         audio, label = columns.audio_column, columns.label_column
-        if not {audio, label} <= set(data.columns):
+        if columns.annotations is not None or not {audio, label} <= set(data.columns):
             audio, label = "filename", "category"
         return build_manifest(
             data,
@@ -969,8 +972,10 @@ def _label_settings(data: DataConfig) -> dict[str, Any]:
     }
 
 
-def _scan_directory(data_dir: PathLike, audio_extensions: list[str] | None) -> pd.DataFrame:
-    table = scan_directory_dataset(data_dir, audio_extensions)
+def _scan_directory(data_dir: PathLike, data: DataConfig) -> pd.DataFrame:
+    table = scan_directory_dataset(
+        data_dir, data.audio_extensions, label_delimiter=data.label_delimiter
+    )
     empty = table.attrs.get("empty_classes")
     if empty:
         raise DatasetError(

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from beats_trainer.config import AugmentationConfig, Config
 from beats_trainer.constants import FBANK_MEAN, FBANK_STD, MIN_SAMPLES, SAMPLE_RATE
-from beats_trainer.datasets import Splits
+from beats_trainer.datasets import Splits, targets_of
 from beats_trainer.embeddings.encode import DEFAULT_WINDOW_S
 from beats_trainer.errors import ConfigError
 from beats_trainer.loading import AudioBatch, ClipDataset, collate_waveforms
@@ -32,6 +32,7 @@ from beats_trainer.model.fbank import KaldiFbank
 from beats_trainer.model.lengths import count_frames
 from beats_trainer.training.augmentation import augmentation_from
 from beats_trainer.training.embedded import clips_of
+from beats_trainer.training.losses import soft_targets
 
 __all__ = ["preview_augmentation"]
 
@@ -92,7 +93,10 @@ def preview_augmentation(
         log.warning("One clip alone has none to be mixed with: mixup shows from two clips on.")
 
     before = _read(table, config)
-    targets = _targets_of(table, len(splits.labels))
+    num_classes = len(splits.labels)
+    targets = torch.from_numpy(
+        soft_targets(targets_of(table, num_classes, splits.task), num_classes)
+    )
     generator = torch.Generator().manual_seed(config.seed)
     after, after_targets = before, targets
     if change_waveforms is not None:
@@ -145,18 +149,6 @@ def _read(table: pd.DataFrame, config: Config) -> AudioBatch:
         assert isinstance(item, tuple)  # an error is raised outside of worker processes
         waveforms.append(item[0])
     return collate_waveforms(waveforms)
-
-
-def _targets_of(table: pd.DataFrame, num_classes: int) -> Tensor:
-    """Soft targets of a manifest's rows, shape ``(B, C)``: 1 present, 0 absent, NaN unknown."""
-    if "present" not in table.columns:
-        ids = torch.from_numpy(table["target"].to_numpy(np.int64, copy=True))
-        return F.one_hot(ids, num_classes).float()
-    targets = torch.zeros(len(table), num_classes)
-    for row, present, unknown in zip(targets, table["present"], table["unknown"], strict=True):
-        row[list(present)] = 1.0
-        row[list(unknown)] = torch.nan
-    return targets
 
 
 def _fbank(audio: AudioBatch) -> Tensor:

@@ -142,10 +142,8 @@ class RunFolder:
                     SPLIT_NAMES, (splits.train, splits.val, splits.test), strict=True
                 )
             ]
-            with written_whole(self.path / "splits.csv") as partial:
-                write_clip_table(
-                    pd.concat(tables, ignore_index=True), splits.labels, splits.task, partial
-                )
+            table = pd.concat(tables, ignore_index=True)
+            write_clip_table(table, splits.labels, splits.task, self.path / "splits.csv")
         with written_whole(self.path / "config.yaml") as partial:  # last: with it a run is begun
             config.to_yaml(partial)
 
@@ -282,7 +280,8 @@ def _finite(value: Any) -> Any:
 
 def _clip_keys(table: pd.DataFrame) -> list[str]:
     """What makes a clip and its classes, as text, sorted."""
-    columns = [name for name in ("path", "start_time", "end_time", "category") if name in table]
+    known = ("path", "start_time", "end_time", "target", "present", "unknown")
+    columns = [name for name in known if name in table]
     return sorted("\t".join(map(str, row)) for row in table[columns].to_numpy().tolist())
 
 
