@@ -47,13 +47,11 @@ __all__ = ["Figure", "Mistake", "ReliabilityPoints", "Report", "write_report"]
 _MAX_MATRIX_CLASSES = 60
 _MAX_CONFUSIONS = 12
 _MAX_CURVE_POINTS = 200
-_MAX_POINTS_OF_ALL_CURVES = 6000
+_MAX_POINTS_OF_ALL_CURVES = 5000
 _MAX_SOUND_S = 15.0
-_MISSING = "–"
+_MISSING = "\N{EN DASH}"
 
 _WORDS = {
-    "absent": "absent",
-    "accuracy": "accuracy",
     "average_precision": "average precision",
     "balanced_accuracy": "balanced accuracy",
     "ece": "ECE",
@@ -70,7 +68,6 @@ _WORDS = {
     "num_clips": "clips",
     "roc_auc": "ROC AUC",
     "support": "clips",
-    "test": "test",
     "train": "training",
     "val": "validation",
     "value": "temperature",
@@ -225,8 +222,12 @@ def write_report(folder: str | os.PathLike[str], report: Report) -> Path:
     target.mkdir(parents=True, exist_ok=True)
     curves = _thin(report.precision_recall)
     macro = macro_curve(curves) if len(curves) > 1 else (np.empty(0), np.empty(0))
-    page = _environment().get_template("report.html.jinja").render(**_sections(report, curves, macro))
-    plain = json.dumps(_numbers(report, curves, macro), indent=1, ensure_ascii=False, allow_nan=False)
+    page = (
+        _environment().get_template("report.html.jinja").render(**_sections(report, curves, macro))
+    )
+    plain = json.dumps(
+        _numbers(report, curves, macro), indent=1, ensure_ascii=False, allow_nan=False
+    )
     _write(target / "report.json", plain + "\n")
     _write(target / "report.html", page)
     return target / "report.html"
@@ -281,7 +282,10 @@ def _numbers(report: Report, curves: Mapping[str, Curve], macro: Curve) -> dict[
         label: {"recall": _rounded(recall), "precision": _rounded(precision)}
         for label, (recall, precision) in curves.items()
     }
-    values["precision_recall_macro"] = {"recall": _rounded(macro[0]), "precision": _rounded(macro[1])}
+    values["precision_recall_macro"] = {
+        "recall": _rounded(macro[0]),
+        "precision": _rounded(macro[1]),
+    }
     values["mistakes"] = [
         {
             f.name: getattr(mistake, f.name)
@@ -334,6 +338,7 @@ def _environment() -> jinja2.Environment:
         "duration": _duration,
         "share": _share,
         "setting": _setting,
+        "sort_key": _sort_key,
     }
     environment.globals["swatch"] = key_swatch
     return environment
@@ -371,6 +376,10 @@ def _sections(report: Report, curves: Mapping[str, Curve], macro: Curve) -> dict
         "mistakes": [_shown(mistake) for mistake in report.mistakes],
         "fold_columns": _columns([*report.folds, report.fold_summary]),
         "settings": _settings(report.configuration),
+        "run_facts": [
+            *([("duration", _duration(report.duration_s))] if report.duration_s else []),
+            *report.hardware.items(),
+        ],
     }
 
 
@@ -385,7 +394,11 @@ def _learning_charts(report: Report) -> list[dict[str, Any]]:
     wanted = [report.monitor, "val_accuracy", "val_map", "val_f1"]
     metrics = [name for name in dict.fromkeys(wanted) if name in columns and name not in losses]
     charts = []
-    for title, names in (("Loss", losses), ("Validation", metrics[:3]), ("Learning rate", rates[:6])):
+    for title, names in (
+        ("Loss", losses),
+        ("Validation", metrics[:3]),
+        ("Learning rate", rates[:6]),
+    ):
         series = [
             Series(
                 _words(name),
@@ -415,7 +428,12 @@ def _matrix(report: Report) -> dict[str, Any] | None:
     wrong = counts - np.diag(np.diag(counts))
     totals = counts.sum(axis=1)
     pairs = [
-        {"truth": labels[i], "predicted": labels[j], "clips": int(wrong[i, j]), "of": int(totals[i])}
+        {
+            "truth": labels[i],
+            "predicted": labels[j],
+            "clips": int(wrong[i, j]),
+            "share": float(wrong[i, j] / totals[i]),
+        }
         for i, j in zip(*np.nonzero(wrong), strict=True)
     ]
     pairs.sort(key=lambda pair: -pair["clips"])
@@ -429,7 +447,11 @@ def _matrix(report: Report) -> dict[str, Any] | None:
             "label": labels[i],
             "total": int(totals[i]),
             "cells": [
-                {"count": int(counts[i, j]), "share": _depth(counts[i, j], totals[i]), "hit": i == j}
+                {
+                    "count": int(counts[i, j]),
+                    "share": _depth(counts[i, j], totals[i]),
+                    "hit": i == j,
+                }
                 for j in shown
             ],
         }
@@ -453,7 +475,9 @@ def _depth(count: float, total: float) -> float:
     return round(math.sqrt(float(count) / float(total)), 2) if total else 0.0
 
 
-def _curve_section(report: Report, curves: Mapping[str, Curve], macro: Curve) -> dict[str, Any] | None:
+def _curve_section(
+    report: Report, curves: Mapping[str, Curve], macro: Curve
+) -> dict[str, Any] | None:
     drawn = {label: curve for label, curve in curves.items() if len(curve[0])}
     if not drawn:
         return None
@@ -550,12 +574,14 @@ def _number(value: Any) -> str:
     if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"
     if isinstance(value, int | np.integer):
-        return f"{int(value):,}".replace(",", "\N{NARROW NO-BREAK SPACE}").replace("-", "−")
+        return f"{int(value):,}".replace(",", "\N{NARROW NO-BREAK SPACE}").replace(
+            "-", "\N{MINUS SIGN}"
+        )
     if not isinstance(value, float | np.floating):
         return str(value)
     size = abs(float(value))
     text = f"{value:.3f}" if size == 0 or 0.001 <= size < 1000 else f"{value:.3g}"
-    return text.replace("-", "−", 1) if value < 0 else text
+    return text.replace("-", "\N{MINUS SIGN}", 1) if value < 0 else text
 
 
 def _words(name: str) -> str:
@@ -564,7 +590,7 @@ def _words(name: str) -> str:
         return _WORDS[name]
     first, _, rest = name.partition("_")
     if first in ("train", "val", "test") and rest:
-        return f"{_WORDS[first]} {_words(rest)}"
+        return f"{_words(first)} {_words(rest)}"
     return name.replace("_", " ")
 
 
@@ -584,8 +610,14 @@ def _duration(value: float) -> str:
 def _share(value: Any) -> str | None:
     """A number of 0 to 1 as the length of the bar behind it; ``None`` for any other."""
     if isinstance(value, float | np.floating) and 0.0 <= value <= 1.0:
-        return f"{100 * value:.1f}%"
+        return f"{value:.3f}"
     return None
+
+
+def _sort_key(value: Any) -> Any:
+    """What a column is sorted by; empty where there is no number."""
+    is_number = isinstance(value, int | float | np.number) and math.isfinite(value)
+    return value if is_number else ""
 
 
 def _setting(value: Any) -> str:
