@@ -6,6 +6,7 @@ Shapes in this file: N clips, C classes.
 """
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from beats_trainer.audio import load_audio
+from beats_trainer.checkpoints import BEATsForAudioClassification
 from beats_trainer.config import Config
 from beats_trainer.constants import SAMPLE_RATE
 from beats_trainer.datasets import Splits, Task, targets_of
@@ -31,11 +33,12 @@ from beats_trainer.reports.html import Figure, Mistake, ReliabilityPoints, Repor
 from beats_trainer.training.embedded import clips_of
 from beats_trainer.training.losses import soft_targets
 from beats_trainer.training.run_folder import SPLIT_NAMES
-from beats_trainer.training.session import Outcome, ScoredSplit
+from beats_trainer.training.session import Outcome, ScoredSplit, groups_of
 
 __all__ = [
     "NAMES_OF_METRICS",
     "class_balance",
+    "describe_evaluation",
     "describe_training",
     "find_mistakes",
     "headline",
@@ -100,6 +103,51 @@ def describe_training(outcome: Outcome, config: Config, title: str) -> Report:
         duration_s=outcome.duration_s,
         notes=[splits.how, *outcome.notes],
     )
+
+
+def describe_evaluation(
+    scored: ScoredSplit, classifier: BEATsForAudioClassification, source: str
+) -> Report:
+    """Put together what the report of a measurement shows: a trained model on labelled clips.
+
+    Args:
+        scored: The clips with the model's scores.
+        classifier: The model.
+        source: What the clips are, for the reader: a folder, a table, ``"test"``.
+    """
+    task, labels, table = classifier.task, classifier.labels, scored.table
+    none = table.iloc[:0]
+    splits = Splits(none, none, table, list(labels), "", task)
+    name = "evaluated clips"
+    thresholds = classifier.thresholds
+    decided = (
+        "the most likely class of each counts"
+        if task == "single"
+        else "the classes that reach the model's thresholds count"
+        if thresholds
+        else "the classes that reach a score of 0.5 count"
+    )
+    return Report(
+        title=f"Evaluation on {os.path.basename(os.path.normpath(source))}",
+        summary=f"A trained model was measured on {len(table)} clips of {source}; {decided}.",
+        **scores_of(scored, task),
+        headline=headline(scored.metrics, scored.intervals, name),
+        interval_note=_interval_note(scored),
+        task=task,
+        labels=labels,
+        reliability={name: _reliability(scored.probabilities, scored, task)},
+        balance={name: class_balance(splits)["test"]},
+        mistakes=find_mistakes(scored, splits, classifier.beats),
+        thresholds=None if thresholds is None else dict(thresholds),
+        configuration={"model": dict(classifier.provenance)},
+        versions=versions(),
+        hardware=hardware(),
+    )
+
+
+def _interval_note(scored: ScoredSplit) -> str:
+    drawn = "clips" if groups_of(scored.table) is None else "groups of clips"
+    return f"95 % intervals by resampling {drawn}" if scored.intervals else ""
 
 
 def headline(metrics: Metrics, intervals: Mapping[str, Interval], split: str) -> list[Figure]:
