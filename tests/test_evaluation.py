@@ -110,7 +110,9 @@ def test_a_model_alone_is_told_how_labels_are_written(bare, multi, chords):
 
     np.testing.assert_array_equal(told.targets, expected.targets)
     np.testing.assert_allclose(told.probabilities, expected.probabilities, atol=1e-6)
-    with pytest.raises(DatasetError, match=r"'high,low' is not among .*in row 4"):
+    with pytest.raises(
+        DatasetError, match=r"'high,low' is not among .*in rows 4, .*pass label_delimiter=','"
+    ):
         loaded.evaluate(chords / "labels.csv", background_labels=["silence"], **columns)
 
 
@@ -245,4 +247,4 @@ def test_a_report_of_a_measurement_has_its_numbers_and_mistakes(multi, chords, t
     assert mean["value"] == pytest.approx(metrics.mean_average_precision)
     assert mean["low"] <= mean["value"] <= mean["high"]
     assert numbers["thresholds"] == pytest.approx(trainer.model.thresholds)
-    assert "groups of clips" in numbers["interval_note"]
+    assert "the 10 groups that the 40 clips" in numbers["interval_note"]

@@ -379,9 +379,18 @@ def checked_labels(
         raise DatasetError(
             f"The label {unknown[0]!r} is not among the {len(order)} given classes: "
             f"{', '.join(order[:10])}{', ...' if len(order) > 10 else ''}{where}."
-            f"{nearest_name(unknown[0], order)}{others}"
+            f"{_several_names(unknown[0], order) or nearest_name(unknown[0], order)}{others}"
         )
     return order
+
+
+def _several_names(text: str, labels: Collection[str]) -> str:
+    """Say how to read a text that is names of classes with something between them; else nothing."""
+    for delimiter in ",;|/ ":
+        pieces = [piece.strip() for piece in text.split(delimiter)]
+        if len(pieces) > 1 and all(piece.lstrip("-?") in labels for piece in pieces):
+            return f" If these are several labels, pass label_delimiter={delimiter!r}."
+    return ""
 
 
 def name_rows(mask: Any) -> str:

@@ -120,7 +120,7 @@ def describe_evaluation(
         source: What the clips are, for the reader: a folder, a table, ``"test"``.
     """
     task, labels, table = classifier.task, classifier.labels, scored.table
-    none = table.iloc[:0]
+    none, where = table.iloc[:0], _short_name(source)
     splits = Splits(none, none, table, list(labels), "", task)
     name = "evaluated clips"
     thresholds = classifier.thresholds
@@ -132,11 +132,11 @@ def describe_evaluation(
         else "the classes that reach a score of 0.5 count"
     )
     return Report(
-        title=f"Evaluation on {os.path.basename(os.path.normpath(source))}",
-        summary=f"A trained model was measured on {len(table)} clips of {source}; {decided}.",
+        title=f"Evaluation on {where}",
+        summary=f"A trained model was measured on {len(table)} clips of {where}; {decided}.",
         **scores_of(scored, task),
         headline=headline(scored.metrics, scored.intervals, name),
-        interval_note=_interval_note(scored),
+        interval_note=how_intervals_are_made(scored),
         task=task,
         labels=labels,
         reliability={name: _reliability(scored.probabilities, scored, task)},
@@ -146,12 +146,8 @@ def describe_evaluation(
         configuration={"model": dict(classifier.provenance)},
         versions=versions(),
         hardware=hardware(),
+        command=command(),
     )
-
-
-def _interval_note(scored: ScoredSplit) -> str:
-    drawn = "clips" if groups_of(scored.table) is None else "groups of clips"
-    return f"95 % intervals by resampling {drawn}" if scored.intervals else ""
 
 
 def headline(metrics: Metrics, intervals: Mapping[str, Interval], split: str) -> list[Figure]:
