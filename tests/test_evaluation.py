@@ -248,3 +248,21 @@ def test_a_report_of_a_measurement_has_its_numbers_and_mistakes(multi, chords, t
     assert mean["low"] <= mean["value"] <= mean["high"]
     assert numbers["thresholds"] == pytest.approx(trainer.model.thresholds)
     assert "the 10 groups that the 40 clips" in numbers["interval_note"]
+
+
+def test_what_is_decided_by_a_threshold_is_a_mistake_by_it(bare, chords, tmp_path):
+    loaded = BEATsTrainer.load(bare, device="cpu")
+    loaded.model.thresholds = dict.fromkeys(NAMES, 0.0)  # everything counts as detected
+
+    loaded.evaluate(
+        chords / "labels.csv",
+        report=tmp_path,
+        label_delimiter=",",
+        background_labels=["silence"],
+        audio_column="file",
+        label_column="sounds",
+    )
+
+    mistakes = json.loads((tmp_path / "report.json").read_text())["mistakes"]
+    assert len(mistakes) == 12
+    assert all(mistake["truth"] == f"no {mistake['predicted']}" for mistake in mistakes)
