@@ -19,6 +19,7 @@ step), D width, H heads, C channels of a patch (``embed_dim``).
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -205,7 +206,7 @@ class TransformerEncoder(nn.Module):
         self.dropout = nn.Dropout(a.dropout)
         self.layer_norm_first = a.layer_norm_first
         self.layer_drop = a.encoder_layerdrop
-        conv = nn.Conv1d(
+        conv = _PositionConv(
             a.encoder_embed_dim,
             a.encoder_embed_dim,
             a.conv_pos,
@@ -397,6 +398,29 @@ class RelativePositionBias(nn.Embedding):
         log_ratio = (size.clamp(min=1).float() / exact).log() / math.log(self.max_distance / exact)
         far = (exact + (log_ratio * (half - exact)).long()).clamp(max=half - 1)
         return half * (distances > 0) + torch.where(size < exact, size, far)
+
+
+class _PositionConv(nn.Conv1d):
+    """A convolution that can be pickled also when its weight is normed: torch refuses that by default, but
+    processes that train together are sent the network."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        shape = (self.in_channels, self.out_channels, self.kernel_size[0], self.padding, self.groups)
+        is_trained = [parameter.requires_grad for parameter in self.parameters()]
+        return _rebuild_position_conv, (shape, self.state_dict(), is_trained, self.training)
+
+
+def _rebuild_position_conv(
+    shape: tuple[Any, ...], state: dict[str, Tensor], is_trained: list[bool], training: bool
+) -> nn.Module:
+    in_channels, out_channels, kernel_size, padding, groups = shape
+    conv = weight_norm(
+        _PositionConv(in_channels, out_channels, kernel_size, padding=padding, groups=groups), dim=2
+    )
+    conv.load_state_dict(state)
+    for parameter, requires_grad in zip(conv.parameters(), is_trained, strict=True):
+        parameter.requires_grad_(requires_grad)
+    return conv.train(training)
 
 
 class _KeepLength(nn.Module):

@@ -9,8 +9,6 @@ Shapes in this file: N clips, B clips of a batch, D width of an embedding, C cla
 """
 
 import copy
-import logging
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,37 +16,32 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
-from tqdm import tqdm
 
 from beats_trainer.config import TrainingConfig
-from beats_trainer.errors import BEATsTrainerError
 from beats_trainer.model import ClassifierHead
 from beats_trainer.reports import ClassificationMetrics, classification_metrics
 from beats_trainer.training.embedded import EmbeddedSplit
-from beats_trainer.training.optim import make_optimizer, make_scheduler, parameter_groups
+from beats_trainer.training.epochs import FitTask, Fitted, fit_epochs, soft_targets, task_for
 
-__all__ = ["FittedHead", "fit_cached_head", "score_embeddings"]
-
-log = logging.getLogger(__name__)
+__all__ = [
+    "FittedHead",
+    "embedding_logits",
+    "embedding_moments",
+    "fit_cached_head",
+    "score_embeddings",
+]
 
 
 @dataclass(frozen=True)
-class FittedHead:
+class FittedHead(Fitted):
     """A head and how it came to be.
 
     Attributes:
+        history: As for `Fitted`, as ``best_epoch`` and ``best_score``.
         head: The head of the best epoch; reads raw embeddings.
-        history: One row per epoch: ``epoch``, ``train_loss``, ``lr``, and the ``val_`` metrics if there
-            is a validation split.
-        best_epoch: The row, counted from 0, whose weights were kept.
-        best_score: Its monitored metric; ``None`` without a validation split.
     """
 
     head: ClassifierHead
-    history: list[dict[str, float]]
-    best_epoch: int
-    best_score: float | None
 
 
 def fit_cached_head(
@@ -61,16 +54,15 @@ def fit_cached_head(
     learning_rate: float,
     batch_size: int,
     seed: int,
+    task: FitTask | None = None,
     device: torch.device | None = None,
     progress: bool | None = None,
 ) -> FittedHead:
     """Fit a head, keep its best epoch, and make it read raw embeddings.
 
     Embeddings are standardised with the mean and deviation of the training clips (a constant dimension
-    counts as deviation 1), which is then absorbed into the first layer. The best epoch is the one with
-    the best ``training.monitor_metric``, among equals the one with the least validation loss; training
-    stops after ``training.patience`` epochs without a better one. Without a validation split all epochs
-    run and the last is kept.
+    counts as deviation 1), which is then absorbed into the first layer. See `fit_epochs` for which epoch
+    is the best.
 
     Args:
         head: Fresh weights; left as it is.
@@ -81,6 +73,7 @@ def fit_cached_head(
         learning_rate: Peak rate.
         batch_size: Clips per step.
         seed: Of the order of the clips and of dropout; torch's global generator is not touched.
+        task: Loss and metrics; ``None`` for one class per clip, with cross entropy.
         device: Where to compute; ``None`` for the CPU.
         progress: Show a bar over epochs; ``None`` shows one on a terminal.
 
@@ -89,71 +82,44 @@ def fit_cached_head(
 
     Raises:
         BEATsTrainerError: If the loss stops being finite.
+        ConfigError: If the monitored metric is none of those that are measured.
+        ValueError: If the targets are not class ids, and no task says what to do with them.
     """
     device = device or torch.device("cpu")
     head = copy.deepcopy(head).to(device)
     embeddings = torch.from_numpy(train.embeddings).to(device)
-    targets = torch.from_numpy(train.targets).to(device)
-    mean, std = _moments(embeddings)
+    mean, std = embedding_moments(embeddings)
     embeddings = (embeddings - mean) / std
     val_embeddings = None
     if val is not None:
         val_embeddings = (torch.from_numpy(val.embeddings).to(device) - mean) / std
-
-    num_clips = len(train)
-    steps_per_epoch = math.ceil(num_clips / batch_size)
-    groups = parameter_groups(head, learning_rate, training.weight_decay, 1.0, 0)
-    optimizer = make_optimizer(groups, training, learning_rate)
-    schedule = make_scheduler(
-        optimizer, training, steps_per_epoch * training.max_epochs, steps_per_epoch
+    fitted = fit_epochs(
+        head,
+        lambda rows: head(embeddings[rows]),
+        soft_targets(train.targets, len(labels)).to(device),
+        None if val_embeddings is None else lambda: head(val_embeddings),
+        task_for(task, [split.targets for split in (train, val) if split is not None], labels),
+        training,
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        seed=seed,
+        progress=progress,
     )
-    shuffler = torch.Generator().manual_seed(seed)
-    history: list[dict[str, float]] = []
-    best = _Best(training)
-    with (
-        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
-        tqdm(
-            total=training.max_epochs, desc="Fitting", unit="epoch", disable=_off(progress)
-        ) as bar,
-    ):
-        torch.manual_seed(seed)
-        for epoch in range(training.max_epochs):
-            rate = optimizer.param_groups[-1]["lr"]
-            head.train()
-            total = torch.zeros((), device=device)
-            order = torch.randperm(num_clips, generator=shuffler).to(device)
-            for start in range(0, num_clips, batch_size):
-                rows = order[start : start + batch_size]
-                loss = F.cross_entropy(head(embeddings[rows]), targets[rows])
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
-                if training.gradient_clip is not None:
-                    torch.nn.utils.clip_grad_norm_(head.parameters(), training.gradient_clip)
-                optimizer.step()
-                schedule.step()
-                total += loss.detach() * len(rows)
-            row = {"epoch": epoch, "train_loss": float(total) / num_clips, "lr": rate}
-            if not math.isfinite(row["train_loss"]):
-                raise BEATsTrainerError(
-                    f"The training loss is {row['train_loss']} in epoch {epoch}. Lower "
-                    f"training.learning_rate ({learning_rate:g})."
-                )
-            if val is not None and val_embeddings is not None:
-                head.eval()
-                with torch.inference_mode():
-                    probabilities = _probabilities(head(val_embeddings))
-                row |= classification_metrics(val.targets, probabilities, labels).summary("val")
-            history.append(row)
-            bar.update()
-            if best.offer(row, head) and val is not None:
-                bar.set_postfix_str(f"best {training.monitor_metric} {best.score:.3f}")
-            if best.is_exhausted:
-                log.info("No better %s for %d epochs.", training.monitor_metric, training.patience)
-                break
-    assert best.weights is not None
-    head.load_state_dict(best.weights)
     head.absorb_standardisation(mean, std)
-    return FittedHead(head.cpu().eval(), history, best.epoch, best.score)
+    return FittedHead(fitted.history, fitted.best_epoch, fitted.best_score, head.cpu().eval())
+
+
+def embedding_logits(head: ClassifierHead, split: EmbeddedSplit) -> NDArray[np.float64]:
+    """Score the clips of a split with a head that reads raw embeddings.
+
+    Returns:
+        Logits, shape ``(N, C)``, before the activation.
+    """
+    device = head.first_linear.weight.device
+    with torch.inference_mode():
+        logits = head(torch.from_numpy(split.embeddings).to(device))
+    values: NDArray[np.float64] = logits.cpu().double().numpy()
+    return values
 
 
 def score_embeddings(
@@ -166,60 +132,19 @@ def score_embeddings(
         split: At least one clip.
         labels: Class names in the order of the ids.
     """
-    device = head.first_linear.weight.device
-    with torch.inference_mode():
-        logits = head(torch.from_numpy(split.embeddings).to(device))
-    return classification_metrics(split.targets, _probabilities(logits), labels)
+    logits = torch.from_numpy(embedding_logits(head, split))
+    return classification_metrics(split.targets, logits.softmax(dim=-1).numpy(), labels)
 
 
-class _Best:
-    """The best epoch so far, and whether it is time to stop."""
+def embedding_moments(embeddings: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of each dimension, shape ``(D,)``; deviation 1 where a dimension is constant.
 
-    def __init__(self, training: TrainingConfig) -> None:
-        self.monitor = training.monitor_metric
-        self.sign = 1.0 if training.monitor_mode == "max" else -1.0
-        self.patience = training.patience
-        self.rank = (-math.inf, -math.inf)
-        self.epoch = 0
-        self.score: float | None = None
-        self.weights: dict[str, Tensor] | None = None
-        self.num_since = 0
-
-    def offer(self, row: dict[str, float], head: ClassifierHead) -> bool:
-        """Take an epoch's weights if they are the best; without validation the latest are."""
-        validates = self.monitor in row
-        rank = (self.sign * row[self.monitor], -row["val_loss"]) if validates else (math.inf, 0.0)
-        is_better = not validates or rank > self.rank
-        if is_better:
-            self.rank = rank
-            self.epoch = int(row["epoch"])
-            self.score = row[self.monitor] if validates else None
-            self.weights = copy.deepcopy(head.state_dict())
-            self.num_since = 0
-        else:
-            self.num_since += 1
-        return is_better
-
-    @property
-    def is_exhausted(self) -> bool:
-        return self.num_since >= self.patience
-
-
-def _moments(embeddings: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of each dimension; 1 where a dimension is constant."""
+    Args:
+        embeddings: Shape ``(N, D)``.
+    """
     values = embeddings.cpu().double()
     mean, std = values.mean(dim=0), values.std(dim=0, correction=0)
     # What varies by less than float32 can tell is rounding: dividing by it would make a signal of it.
     is_constant = std <= torch.finfo(torch.float32).eps * mean.abs()
     std = std.masked_fill(is_constant, 1.0)
     return mean.to(embeddings), std.to(embeddings)
-
-
-def _probabilities(logits: Tensor) -> NDArray[np.float64]:
-    # Softmax in double, so that the loss of a confident mistake is not cut at float32's precision.
-    probabilities: NDArray[np.float64] = logits.cpu().double().softmax(dim=-1).numpy()
-    return probabilities
-
-
-def _off(progress: bool | None) -> bool | None:
-    return None if progress is None else not progress  # None: tqdm shows it on a terminal only
