@@ -405,7 +405,13 @@ class _PositionConv(nn.Conv1d):
     processes that train together are sent the network."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        shape = (self.in_channels, self.out_channels, self.kernel_size[0], self.padding, self.groups)
+        shape = (
+            self.in_channels,
+            self.out_channels,
+            self.kernel_size[0],
+            self.padding,
+            self.groups,
+        )
         is_trained = [parameter.requires_grad for parameter in self.parameters()]
         return _rebuild_position_conv, (shape, self.state_dict(), is_trained, self.training)
 

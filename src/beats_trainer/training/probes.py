@@ -42,7 +42,10 @@ _NEIGHBOURS_AT_ONCE = 2048
 
 
 def probe_knn(
-    train: EmbeddedSplit, test: EmbeddedSplit, num_classes: int, num_neighbours: int = NUM_NEIGHBOURS
+    train: EmbeddedSplit,
+    test: EmbeddedSplit,
+    num_classes: int,
+    num_neighbours: int = NUM_NEIGHBOURS,
 ) -> NDArray[np.float64]:
     """Let the nearest training clips vote on each test clip.
 
