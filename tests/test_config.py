@@ -168,7 +168,10 @@ def test_the_documents_learning_rate_can_be_written_in_yaml(tmp_path):
         ),
         ({"training": {"learning_rate": True}}, r"not True \(bool\)"),
         ({"training": {"learning_rate": "nan"}}, "must be a number"),
-        ({"training": {"max_epochs": 1.5}}, "training.max_epochs must be a whole number or null, not 1.5"),
+        (
+            {"training": {"max_epochs": 1.5}},
+            "training.max_epochs must be a whole number or null, not 1.5",
+        ),
         ({"training": {"deterministic": "yes"}}, "must be true or false, not 'yes'"),
         ({"training": {"optimizer": "adagrad"}}, "must be one of adamw, adam, sgd"),
         ({"training": {"precision": "int8"}}, "auto, float32, bfloat16 or float16, not 'int8'"),

@@ -7,6 +7,7 @@ import torch
 from beats_trainer import BEATsForAudioClassification, BEATsPredictor
 from beats_trainer.audio import load_audio
 from beats_trainer.errors import AudioError, CheckpointError
+from beats_trainer.model import AttentivePooling, BEATs, ClassifierHead
 from checkpoint_files import tiny_architecture, write_microsoft_checkpoint
 from sounds import tone, write_tone
 
@@ -41,6 +42,24 @@ def test_scores_are_the_classifiers_own(predictor, checkpoint, files):
         assert table.loc[row, "label"] == LABELS[probs.argmax()]
         assert table.loc[row, "score"] == pytest.approx(probs.max(), abs=1e-4)
     assert list(table["file"]) == [str(file) for file in files]
+
+
+def test_a_model_with_learned_pooling_scores_recordings_of_any_length():
+    torch.manual_seed(0)
+    beats = BEATs(tiny_architecture())
+    pooling = AttentivePooling.for_architecture(beats.architecture)
+    torch.nn.init.normal_(pooling.scores.weight, std=3.0)
+    classifier = BEATsForAudioClassification(
+        beats, ClassifierHead(32, 3), LABELS, pooling="attentive", attentive_pooling=pooling
+    )
+    predictor = BEATsPredictor(classifier, device="cpu", precision="float32", window_s=2.0)
+
+    scores = predictor.predict_proba([tone(1.0), tone(5.0)])
+
+    with torch.no_grad():
+        expected = classifier(torch.from_numpy(tone(1.0))[None]).probs
+    np.testing.assert_allclose(scores[:1], expected, atol=1e-5)
+    np.testing.assert_allclose(scores.sum(axis=1), 1.0, atol=1e-5)
 
 
 def test_one_file_makes_one_row_and_none_make_a_table_without_rows(predictor, files):

@@ -62,7 +62,7 @@ from beats_trainer.training.manifest import label_settings, read_manifest, scan_
 from beats_trainer.training.report import class_balance, describe_training
 from beats_trainer.training.result import CrossValidationResult, TrainResult
 from beats_trainer.training.run_folder import SPLIT_NAMES, RunFolder
-from beats_trainer.training.session import Outcome, score_split, train_once
+from beats_trainer.training.session import Caches, Outcome, score_split, train_once
 
 __all__ = ["BEATsTrainer", "CrossValidationResult", "TrainResult"]
 
@@ -542,7 +542,6 @@ class BEATsTrainer:
             config,
             run,
             self.device,
-            cache=EmbeddingCache(classifier, config, self.task),
             resume=interrupted is not None,
             progress=progress,
             augment=self.augment,
@@ -616,25 +615,24 @@ class BEATsTrainer:
         run.write_plan(config, None)
         is_frozen = config.model.mode in ("head", "attentive")
         encoder = build_encoder(config)
-        cache: EmbeddingCache | None = None
+        caches: Caches | None = None
 
         def train_fold(fold: FoldSplit, folder: RunFolder) -> Outcome:
-            nonlocal cache
+            nonlocal caches
             classifier = build_classifier(
                 encoder if is_frozen else build_encoder(config), config, self.labels, self.task
-            ).to(self.device)
-            if cache is None:  # a frozen encoder hears each clip once, for all folds
-                cache = EmbeddingCache(classifier, config, self.task)
-                if config.model.mode == "head":
-                    parts = [getattr(fold.splits, name) for name in SPLIT_NAMES]
-                    cache.split(classifier, [part for part in parts if len(part)], progress)
+            )
+            if (
+                caches is None or not is_frozen
+            ):  # a frozen encoder hears each clip once, for all folds
+                caches = Caches.for_classifier(classifier, config, self.task)
             return train_once(
                 classifier,
                 fold.splits,
                 config,
                 folder,
                 self.device,
-                cache=cache,
+                caches=caches,
                 resume=interrupted is not None,
                 progress=progress,
                 augment=self.augment,
@@ -825,9 +823,14 @@ class BEATsTrainer:
                 "without its clips. Make a trainer with a table, a folder or a CSV."
             )
         data = self.config.data
+        if folds == "official" and "fold" not in self.manifest.table.columns:
+            raise DatasetError(
+                "folds='official' needs a column of folds, and the table has none. Name it with "
+                "data.fold_column, or give a number of folds to be made."
+            )
         return fold_splits(
             self.manifest,
-            None if folds == "official" else folds,
+            None if folds == "official" else folds,  # type: ignore[arg-type]  # checked there
             val_split=data.val_split,
             seed=self.config.seed,
         )

@@ -24,7 +24,7 @@ from beats_trainer.errors import (
     DownloadError,
     InvalidCheckpointError,
 )
-from beats_trainer.model import ClassifierHead
+from beats_trainer.model import AttentivePooling, ClassifierHead
 from checkpoint_files import (
     tiny_architecture,
     write_espnet_checkpoint,
@@ -41,6 +41,17 @@ def make_classifier(**options):
     head = ClassifierHead(32, 3, hidden_dims=[8], activation="gelu", dropout=0.2)
     return BEATsForAudioClassification(
         BEATsModel(architecture), head, LABELS, "softmax", "max", **options
+    )
+
+
+def make_attentive_classifier():
+    torch.manual_seed(0)
+    beats = BEATsModel(tiny_architecture())
+    pooling = AttentivePooling.for_architecture(beats.architecture, num_heads=8)
+    for parameter in pooling.parameters():
+        torch.nn.init.normal_(parameter, std=2.0)
+    return BEATsForAudioClassification(
+        beats, ClassifierHead(32, 3), LABELS, "sigmoid", "attentive", attentive_pooling=pooling
     )
 
 
@@ -82,6 +93,67 @@ def test_a_classifier_comes_back_with_everything_it_needs(tmp_path):
     assert loaded.head.to_dict() == classifier.head.to_dict()
     assert loaded.provenance["data"] == "my recordings"
     torch.testing.assert_close(logits(loaded), logits(classifier), rtol=0, atol=0)
+
+
+def test_a_classifier_with_learned_pooling_comes_back_with_it(tmp_path):
+    classifier = make_attentive_classifier()
+
+    folder = classifier.save_pretrained(tmp_path / "model")
+    loaded = BEATsForAudioClassification.from_pretrained(folder)
+
+    assert read_config(folder)["attentive_pooling"] == {"num_heads": 8}
+    assert loaded.pooling == "attentive"
+    assert loaded.attentive_pooling.num_heads == 8
+    assert not loaded.is_backbone_frozen
+    torch.testing.assert_close(logits(loaded), logits(classifier), rtol=0, atol=0)
+    BEATsModel.from_pretrained(folder)  # the encoder alone
+    assert "attention over the tokens (8 heads)" in (folder / "README.md").read_text()
+
+
+def test_how_a_model_was_calibrated_comes_back_and_is_on_the_card(tmp_path):
+    calibration = {"temperature": 1.75, "fitted_on": "val"}
+
+    folder = make_classifier(calibration=calibration).save_pretrained(tmp_path / "model")
+
+    loaded = BEATsForAudioClassification.from_pretrained(folder)
+    assert loaded.calibration == calibration
+    assert "temperature: 1.75" in (folder / "README.md").read_text()
+    torch.testing.assert_close(logits(loaded), logits(make_classifier()), rtol=0, atol=0)
+
+
+def test_a_folder_from_before_learned_pooling_and_calibration_loads(tmp_path):
+    folder = make_classifier().save_pretrained(tmp_path / "model")
+    config = read_config(folder)
+    del config["attentive_pooling"], config["calibration"]
+    (folder / "config.json").write_text(json.dumps(config))
+
+    loaded = BEATsForAudioClassification.from_pretrained(folder)
+
+    assert (loaded.pooling, loaded.calibration) == ("max", None)
+
+
+BAD_ATTENTIVE_CONFIGS = {
+    "without the pooling's size": ({"attentive_pooling": None}, "'attentive' without"),
+    "with heads that do not fit": ({"attentive_pooling": {"num_heads": 5}}, "must divide"),
+    "with other heads than the weights": ({"attentive_pooling": {"num_heads": 4}}, "another shape"),
+    "with an unknown setting": ({"attentive_pooling": {"depth": 2}}, "depth"),
+    "that says mean instead": ({"pooling": "mean"}, "'mean' with"),
+    "that says mean without a module": (
+        {"pooling": "mean", "attentive_pooling": None},
+        r"unknown: attentive_pooling\.",
+    ),
+    "with a calibration that is text": ({"calibration": "good"}, "not as expected"),
+}
+
+
+@pytest.mark.parametrize("fault", BAD_ATTENTIVE_CONFIGS)
+def test_a_config_of_learned_pooling_is_an_error(fault, tmp_path):
+    changes, message = BAD_ATTENTIVE_CONFIGS[fault]
+    folder = make_attentive_classifier().save_pretrained(tmp_path / "model")
+    rewrite(folder, **changes)
+
+    with pytest.raises(InvalidCheckpointError, match=message):
+        BEATsForAudioClassification.from_pretrained(folder)
 
 
 def test_a_classifiers_folder_loads_as_encoder_too(tmp_path):
@@ -366,6 +438,8 @@ def test_a_folder_without_weights_is_an_error_that_says_what_belongs_there(tmp_p
 def test_what_the_original_has_no_classifier_for_is_not_exported():
     with pytest.raises(ValueError, match="one linear layer on mean-pooled"):
         make_classifier().to_microsoft()
+    with pytest.raises(ValueError, match=r"pooling 'learned \(attentive\)'"):
+        make_attentive_classifier().to_microsoft()
 
 
 def test_a_softmax_classifier_is_exported_with_a_warning(caplog):

@@ -8,7 +8,7 @@ from beats_trainer.embeddings import encode as engine
 from beats_trainer.embeddings.encode import check_layer, check_pooling, encode_clips
 from beats_trainer.errors import AudioError, BEATsTrainerError
 from beats_trainer.loading import Clip
-from beats_trainer.model import BEATs, pool_tokens
+from beats_trainer.model import AttentivePooling, BEATs, pool_tokens
 from checkpoint_files import tiny_architecture
 from sounds import tone, write_tone
 
@@ -27,6 +27,15 @@ def network():
 
 def encode(network, inputs, **options):
     return encode_clips(network, inputs, **{"precision": "float32", **options})
+
+
+@pytest.fixture(scope="module")
+def attentive(network):
+    pooling = AttentivePooling.for_architecture(network.architecture)
+    generator = torch.Generator().manual_seed(3)
+    for parameter in pooling.parameters():
+        torch.nn.init.normal_(parameter, std=3.0, generator=generator)
+    return pooling
 
 
 def mixed_clips():
@@ -93,6 +102,39 @@ def test_windows_of_a_long_recording_have_its_tokens(
     if pooling != "none":
         expected = pool_tokens(torch.from_numpy(windowed)[None], mode=pooling)[0].numpy()
         np.testing.assert_allclose(pooled, expected, atol=1e-5)
+
+
+def test_a_learned_pooling_reads_all_layers_of_each_clip_alone(network, attentive):
+    clips = mixed_clips()
+
+    encoded = encode(network, clips, pooling=attentive, batch_size=4)
+
+    for clip, embedding in zip(clips, encoded.embeddings, strict=True):
+        with torch.no_grad():
+            layers = network(torch.from_numpy(clip)[None], output_layers=True).layers
+            expected = attentive(layers)[0].numpy()
+        np.testing.assert_allclose(embedding, expected, atol=2e-5)
+        assert embedding.dtype == np.float32
+
+
+@pytest.mark.parametrize("seconds", [2.0, 7.3])
+def test_a_learned_pooling_over_windows_is_that_over_all_their_tokens(network, attentive, seconds):
+    clip = tone(seconds)
+    windows = {"window_s": 1.0}
+
+    pooled = encode(network, [clip], pooling=attentive, **windows).embeddings[0]
+
+    tokens = encode(network, [clip], pooling="none", layer="all", **windows).embeddings[0]
+    with torch.no_grad():
+        expected = attentive(torch.from_numpy(tokens)[:, None])[0].numpy()
+    np.testing.assert_allclose(pooled, expected, atol=1e-5)
+
+
+def test_a_learned_pooling_of_another_network_or_of_one_layer_is_refused(network, attentive):
+    with pytest.raises(ValueError, match="made for 5 layers"):
+        encode(network, [tone()], pooling=AttentivePooling(32, 5, 4))
+    with pytest.raises(ValueError, match="reads all layers"):
+        encode(network, [tone()], pooling=attentive, layer=1)
 
 
 def test_a_tail_too_short_for_a_token_adds_none(network):

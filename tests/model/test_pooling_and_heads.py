@@ -58,3 +58,17 @@ def test_a_head_is_rebuilt_from_what_it_says_of_itself():
     head = ClassifierHead(4, 3, hidden_dims=[5, 2], activation="gelu", dropout=0.3)
 
     assert ClassifierHead(**head.to_dict()).state_dict().keys() == head.state_dict().keys()
+
+
+@pytest.mark.parametrize("hidden_dims", [(), (6,)])
+def test_a_head_that_absorbed_a_temperature_gives_logits_divided_by_it(hidden_dims):
+    torch.manual_seed(0)
+    head, embeddings = ClassifierHead(4, 3, hidden_dims), torch.randn(10, 4)
+    expected = head(embeddings) / 2.5
+
+    head.absorb_temperature(2.5)
+
+    torch.testing.assert_close(head(embeddings), expected)
+    for value in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="positive and finite"):
+            head.absorb_temperature(value)

@@ -7,8 +7,13 @@ import torch
 from beats_trainer.config import TrainingConfig
 from beats_trainer.errors import BEATsTrainerError
 from beats_trainer.model import ClassifierHead
-from beats_trainer.training.cached_head import fit_cached_head, score_embeddings
+from beats_trainer.training.cached_head import (
+    embedding_logits,
+    fit_cached_head,
+    score_embeddings,
+)
 from beats_trainer.training.embedded import EmbeddedSplit
+from beats_trainer.training.epochs import FitTask
 
 LABELS = ["a", "b", "c"]
 
@@ -27,6 +32,7 @@ def fit(train, val, head=None, **options):
     training = {"max_epochs": 30, "patience": 30} | options
     rate = training.pop("rate", 1e-2)
     seed = training.pop("seed", 0)
+    task = training.pop("task", None)
     torch.manual_seed(0)
     head = head or ClassifierHead(train.embeddings.shape[1], 3)
     return fit_cached_head(
@@ -38,6 +44,7 @@ def fit(train, val, head=None, **options):
         learning_rate=rate,
         batch_size=16,
         seed=seed,
+        task=task,
         progress=False,
     )
 
@@ -141,3 +148,36 @@ def test_a_loss_that_is_not_finite_is_an_error_that_names_the_learning_rate():
 
     with pytest.raises(BEATsTrainerError, match="learning_rate"):
         fit(train, None)
+
+
+def test_any_number_of_classes_per_clip_is_learned_with_a_task_of_its_own():
+    train, val = blobs(1, spread=0.3), blobs(2, spread=0.3)
+    hot = [
+        EmbeddedSplit(s.embeddings, np.eye(3, dtype=np.float32)[s.targets]) for s in (train, val)
+    ]
+    hot[0].targets[::4, 1] = np.nan
+
+    def loss(logits, targets):
+        known = ~targets.isnan()
+        return torch.nn.functional.binary_cross_entropy_with_logits(logits[known], targets[known])
+
+    def measure(logits):
+        return {"val_hits": float((logits.argmax(axis=1) == val.targets).mean())}
+
+    fitted = fit(*hot, task=FitTask(loss, measure), monitor_metric="val_hits")
+
+    assert fitted.best_score > 0.95
+    logits = embedding_logits(fitted.head, hot[1])
+    assert measure(logits)["val_hits"] == fitted.best_score
+    with pytest.raises(ValueError, match="need a FitTask"):
+        fit(*hot)
+    with pytest.raises(ValueError, match=r"FitTask\.measure is None"):
+        fit(*hot, task=FitTask(loss))
+
+
+def test_targets_of_another_number_of_classes_are_refused():
+    train = blobs(1)
+    hot = EmbeddedSplit(train.embeddings, np.eye(5, dtype=np.float32)[train.targets])
+
+    with pytest.raises(ValueError, match=r"\(clips, 3\), got float32 of shape \(60, 5\)"):
+        fit(hot, None, task=FitTask())

@@ -420,7 +420,7 @@ def _rebuild_position_conv(
     shape: tuple[Any, ...], state: dict[str, Tensor], is_trained: list[bool], training: bool
 ) -> nn.Module:
     in_channels, out_channels, kernel_size, padding, groups = shape
-    conv = weight_norm(
+    conv: nn.Module = weight_norm(
         _PositionConv(in_channels, out_channels, kernel_size, padding=padding, groups=groups), dim=2
     )
     conv.load_state_dict(state)

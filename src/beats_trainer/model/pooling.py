@@ -78,7 +78,7 @@ class AttentivePooling(nn.Module):
 
     Every layer is normed to mean 0 and deviation 1 per token, without learned scale, so that no layer
     counts for its magnitude; a softmax over L + 1 learned weights mixes them (ELMo, arXiv 1802.05365,
-    equation 1; SUPERB, arXiv 2105.01051, section 3). Each head scores every token by a learned vector, over
+    equation 1; SUPERB, arXiv 2105.01051). Each head scores every token by a learned vector, over
     the square root of D as in any attention, and averages its own D / H values of the tokens with the softmax
     of the scores (attention pooling of Ilse et al., arXiv 1802.04712, without the hidden layer).
 

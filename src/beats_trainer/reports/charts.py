@@ -338,4 +338,4 @@ def _whole_steps() -> Iterable[int]:
 
 def _tick(value: float) -> str:
     """The shortest text of a tick; a minus sign, not a hyphen."""
-    return f"{0.0 if abs(value) < 1e-12 else value:.4g}".replace("-", "−", 1)
+    return f"{0.0 if abs(value) < 1e-12 else value:.4g}".replace("-", "\N{MINUS SIGN}", 1)

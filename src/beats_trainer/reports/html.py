@@ -47,13 +47,11 @@ __all__ = ["Figure", "Mistake", "ReliabilityPoints", "Report", "write_report"]
 _MAX_MATRIX_CLASSES = 60
 _MAX_CONFUSIONS = 12
 _MAX_CURVE_POINTS = 200
-_MAX_POINTS_OF_ALL_CURVES = 6000
+_MAX_POINTS_OF_ALL_CURVES = 5000
 _MAX_SOUND_S = 15.0
-_MISSING = "–"
+_MISSING = "\N{EN DASH}"
 
 _WORDS = {
-    "absent": "absent",
-    "accuracy": "accuracy",
     "average_precision": "average precision",
     "balanced_accuracy": "balanced accuracy",
     "ece": "ECE",
@@ -70,7 +68,6 @@ _WORDS = {
     "num_clips": "clips",
     "roc_auc": "ROC AUC",
     "support": "clips",
-    "test": "test",
     "train": "training",
     "val": "validation",
     "value": "temperature",
@@ -341,6 +338,7 @@ def _environment() -> jinja2.Environment:
         "duration": _duration,
         "share": _share,
         "setting": _setting,
+        "sort_key": _sort_key,
     }
     environment.globals["swatch"] = key_swatch
     return environment
@@ -378,6 +376,10 @@ def _sections(report: Report, curves: Mapping[str, Curve], macro: Curve) -> dict
         "mistakes": [_shown(mistake) for mistake in report.mistakes],
         "fold_columns": _columns([*report.folds, report.fold_summary]),
         "settings": _settings(report.configuration),
+        "run_facts": [
+            *([("duration", _duration(report.duration_s))] if report.duration_s else []),
+            *report.hardware.items(),
+        ],
     }
 
 
@@ -430,7 +432,7 @@ def _matrix(report: Report) -> dict[str, Any] | None:
             "truth": labels[i],
             "predicted": labels[j],
             "clips": int(wrong[i, j]),
-            "of": int(totals[i]),
+            "share": float(wrong[i, j] / totals[i]),
         }
         for i, j in zip(*np.nonzero(wrong), strict=True)
     ]
@@ -572,12 +574,14 @@ def _number(value: Any) -> str:
     if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"
     if isinstance(value, int | np.integer):
-        return f"{int(value):,}".replace(",", "\N{NARROW NO-BREAK SPACE}").replace("-", "−")
+        return f"{int(value):,}".replace(",", "\N{NARROW NO-BREAK SPACE}").replace(
+            "-", "\N{MINUS SIGN}"
+        )
     if not isinstance(value, float | np.floating):
         return str(value)
     size = abs(float(value))
     text = f"{value:.3f}" if size == 0 or 0.001 <= size < 1000 else f"{value:.3g}"
-    return text.replace("-", "−", 1) if value < 0 else text
+    return text.replace("-", "\N{MINUS SIGN}", 1) if value < 0 else text
 
 
 def _words(name: str) -> str:
@@ -586,7 +590,7 @@ def _words(name: str) -> str:
         return _WORDS[name]
     first, _, rest = name.partition("_")
     if first in ("train", "val", "test") and rest:
-        return f"{_WORDS[first]} {_words(rest)}"
+        return f"{_words(first)} {_words(rest)}"
     return name.replace("_", " ")
 
 
@@ -606,8 +610,14 @@ def _duration(value: float) -> str:
 def _share(value: Any) -> str | None:
     """A number of 0 to 1 as the length of the bar behind it; ``None`` for any other."""
     if isinstance(value, float | np.floating) and 0.0 <= value <= 1.0:
-        return f"{100 * value:.1f}%"
+        return f"{value:.3f}"
     return None
+
+
+def _sort_key(value: Any) -> Any:
+    """What a column is sorted by; empty where there is no number."""
+    is_number = isinstance(value, int | float | np.number) and math.isfinite(value)
+    return value if is_number else ""
 
 
 def _setting(value: Any) -> str:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -24,18 +25,21 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from beats_trainer.audio import probe_audio
-from beats_trainer.config import TrainingConfig
+from beats_trainer.config import Config, TrainingConfig
 from beats_trainer.constants import SAMPLE_RATE
+from beats_trainer.datasets import Task, targets_of
 from beats_trainer.embeddings.encode import ClipInput, encode_clips
 from beats_trainer.loading import Clip, read_ahead
 from beats_trainer.model import Architecture, AttentivePooling, BEATs, BEATsClassifier
 from beats_trainer.model.lengths import count_frames, count_tokens
 from beats_trainer.training.cached_head import FittedHead, embedding_moments
-from beats_trainer.training.embedded import EmbeddedSplit
-from beats_trainer.training.epochs import FitTask, fit_epochs, soft_targets, task_for
+from beats_trainer.training.embedded import EmbeddedSplit, clips_of, encoding_batch_size
+from beats_trainer.training.epochs import FitTask, fit_epochs, task_for
+from beats_trainer.training.losses import soft_targets
 
 __all__ = [
     "FittedAttentive",
+    "TokenCache",
     "TokenFeatures",
     "cache_tokens",
     "estimate_token_bytes",
@@ -209,6 +213,74 @@ def cache_tokens(
     ]
 
 
+class TokenCache:
+    """Tokens of clips under one frozen encoder, each made once: for several folds.
+
+    Args:
+        classifier: Whose encoder it belongs to.
+        config: ``model.cache_gb``, batch size, precision, reading threads; resolved.
+        task: What the tables' targets are.
+    """
+
+    def __init__(self, classifier: BEATsClassifier, config: Config, task: Task) -> None:
+        self.num_classes = len(classifier.labels)
+        self.config = config
+        self.task: Task = task
+        self._tokens: dict[Clip, Tensor] = {}
+        self._precision = "float32"
+        self._is_too_small = False
+
+    def split(
+        self,
+        classifier: BEATsClassifier,
+        tables: Sequence[pd.DataFrame],
+        progress: bool | None = None,
+    ) -> list[TokenFeatures] | None:
+        """Give the tokens of tables' clips; what is not known yet is encoded in one go.
+
+        Args:
+            classifier: With the encoder of this cache.
+            tables: Rows of a manifest, at least one each.
+            progress: Show a bar; ``None`` shows one on a terminal.
+
+        Returns:
+            One per table; ``None`` if all together would take more than ``model.cache_gb``.
+
+        Raises:
+            AudioError: If a recording cannot be read; names the file and the reason.
+        """
+        clips = [clips_of(table) for table in tables]
+        new = list(dict.fromkeys(c for part in clips for c in part if c not in self._tokens))
+        if self._is_too_small:
+            return None
+        if new:
+            taken = sum(tokens.nbytes for tokens in self._tokens.values())
+            made = cache_tokens(
+                classifier.beats,
+                [new],
+                [np.zeros(len(new), np.int64)],
+                budget_bytes=int(self.config.model.cache_gb * 1e9) - taken,
+                batch_size=encoding_batch_size(self.config),
+                precision=self.config.training.precision_name,
+                num_threads=max(1, self.config.data.num_workers),
+                progress=progress,
+            )
+            if made is None:
+                self._is_too_small = True
+                self._tokens.clear()
+                return None
+            self._precision = made[0].precision
+            self._tokens.update(zip(new, made[0].tokens, strict=True))
+        return [
+            TokenFeatures(
+                [self._tokens[clip] for clip in part],
+                targets_of(table, self.num_classes, self.task),
+                self._precision,
+            )
+            for part, table in zip(clips, tables, strict=True)
+        ]
+
+
 def fit_cached_attentive(
     classifier: BEATsClassifier,
     train: TokenFeatures,
@@ -268,7 +340,7 @@ def fit_cached_attentive(
     fitted = fit_epochs(
         nn.ModuleDict({"pooling": pooling, "head": head}),
         lambda rows: head((train.pool(pooling, rows.tolist()) - mean) / std),
-        soft_targets(train.targets, len(classifier.labels)).to(device),
+        torch.from_numpy(soft_targets(train.targets, len(classifier.labels))).to(device),
         None if val is None else val_logits,
         task_for(
             task,

@@ -21,7 +21,8 @@ from beats_trainer.config import TrainingConfig
 from beats_trainer.model import ClassifierHead
 from beats_trainer.reports import ClassificationMetrics, classification_metrics
 from beats_trainer.training.embedded import EmbeddedSplit
-from beats_trainer.training.epochs import FitTask, Fitted, fit_epochs, soft_targets, task_for
+from beats_trainer.training.epochs import FitTask, Fitted, fit_epochs, task_for
+from beats_trainer.training.losses import soft_targets
 
 __all__ = [
     "FittedHead",
@@ -96,7 +97,7 @@ def fit_cached_head(
     fitted = fit_epochs(
         head,
         lambda rows: head(embeddings[rows]),
-        soft_targets(train.targets, len(labels)).to(device),
+        torch.from_numpy(soft_targets(train.targets, len(labels))).to(device),
         None if val_embeddings is None else lambda: head(val_embeddings),
         task_for(task, [split.targets for split in (train, val) if split is not None], labels),
         training,

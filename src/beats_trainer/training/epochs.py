@@ -22,12 +22,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from beats_trainer.config import TrainingConfig
+from beats_trainer.config import TrainingConfig, settled
 from beats_trainer.errors import BEATsTrainerError, ConfigError
 from beats_trainer.reports import classification_metrics
 from beats_trainer.training.optim import make_optimizer, make_scheduler, parameter_groups
+from beats_trainer.training.sampling import epoch_order
 
-__all__ = ["FitTask", "Fitted", "Loss", "Measure", "fit_epochs", "soft_targets", "task_for"]
+__all__ = ["FitTask", "Fitted", "Loss", "Measure", "fit_epochs", "task_for"]
 
 log = logging.getLogger(__name__)
 
@@ -66,31 +67,6 @@ class Fitted:
     history: list[dict[str, float]]
     best_epoch: int
     best_score: float | None
-
-
-def soft_targets(targets: NDArray[Any], num_classes: int) -> Tensor:
-    """Bring targets to the form that a loss gets: ``(N, C)`` float32.
-
-    Args:
-        targets: Class ids ``(N,)``, or ``(N, C)`` with 1 present, 0 absent, NaN unknown.
-        num_classes: Classes C.
-
-    Raises:
-        ValueError: If they have neither form.
-
-    Example:
-        >>> soft_targets(np.array([1, 0]), 3)
-        tensor([[0., 1., 0.],
-                [1., 0., 0.]])
-    """
-    if targets.ndim == 1 and np.issubdtype(targets.dtype, np.integer):
-        return F.one_hot(torch.from_numpy(targets).long(), num_classes).float()
-    if targets.ndim == 2 and targets.shape[1] == num_classes:
-        return torch.from_numpy(targets).float()
-    raise ValueError(
-        f"Expected class ids of shape (clips,) or targets of shape (clips, {num_classes}), got "
-        f"{targets.dtype} of shape {targets.shape}."
-    )
 
 
 def task_for(
@@ -152,7 +128,8 @@ def fit_epochs(
         train_targets: Shape ``(N, C)``, float32, on the network's device.
         val_logits: Gives the logits of all validation clips; ``None`` without a validation split.
         task: Loss and metrics.
-        training: Optimiser, schedule, epochs, patience, monitored metric, gradient clipping.
+        training: Optimiser, schedule, sampling, epochs, patience, monitored metric, gradient clipping;
+            resolved.
         learning_rate: Peak rate.
         batch_size: Clips per step.
         seed: Of the order of the clips and of dropout; torch's global generator is not touched.
@@ -164,27 +141,29 @@ def fit_epochs(
     """
     device = train_targets.device
     num_clips = len(train_targets)
+    max_epochs = settled(training.max_epochs)
     steps_per_epoch = math.ceil(num_clips / batch_size)
-    groups = parameter_groups(network, learning_rate, training.weight_decay, 1.0, 0)
+    groups = parameter_groups(network, learning_rate, settled(training.weight_decay), 1.0, 0)
     optimizer = make_optimizer(groups, training, learning_rate)
-    schedule = make_scheduler(
-        optimizer, training, steps_per_epoch * training.max_epochs, steps_per_epoch
-    )
+    schedule = make_scheduler(optimizer, training, steps_per_epoch * max_epochs, steps_per_epoch)
     shuffler = torch.Generator().manual_seed(seed)
+    known_targets = train_targets.cpu().numpy()
     history: list[dict[str, float]] = []
     best = _Best(training, validates=val_logits is not None)
     with (
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
-        tqdm(
-            total=training.max_epochs, desc="Fitting", unit="epoch", disable=_off(progress)
-        ) as bar,
+        tqdm(total=max_epochs, desc="Fitting", unit="epoch", disable=_off(progress)) as bar,
     ):
         torch.manual_seed(seed)
-        for epoch in range(training.max_epochs):
+        for epoch in range(max_epochs):
             rate = optimizer.param_groups[-1]["lr"]
             network.train()
             total = torch.zeros((), device=device)
-            order = torch.randperm(num_clips, generator=shuffler).to(device)
+            if training.sampling == "all":
+                order = torch.randperm(num_clips, generator=shuffler).to(device)
+            else:
+                rows_of_epoch = epoch_order(known_targets, training.sampling, seed + epoch)
+                order = torch.from_numpy(rows_of_epoch).to(device)
             for start in range(0, num_clips, batch_size):
                 rows = order[start : start + batch_size]
                 loss = task.loss(train_logits(rows), train_targets[rows])
@@ -225,9 +204,9 @@ class _Best:
     """The best epoch so far, and whether it is time to stop."""
 
     def __init__(self, training: TrainingConfig, validates: bool) -> None:
-        self.monitor = training.monitor_metric
+        self.monitor = settled(training.monitor_metric)
         self.sign = 1.0 if training.monitor_mode == "max" else -1.0
-        self.patience = training.patience
+        self.patience = settled(training.patience)
         self.validates = validates
         self.rank = (-math.inf, -math.inf)
         self.epoch = 0

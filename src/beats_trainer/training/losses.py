@@ -11,6 +11,7 @@ Shapes in this file: B clips, C classes.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -193,15 +194,26 @@ def class_weights(counts: Sequence[float] | NDArray[np.float64], how: str) -> ND
     return scaled
 
 
-def soft_targets(
-    targets: NDArray[np.int64] | NDArray[np.float32], num_classes: int
-) -> NDArray[np.float32]:
-    """Bring class ids ``(N,)`` to one-hot rows ``(N, C)``; rows of several classes stay as they are.
+def soft_targets(targets: NDArray[Any], num_classes: int) -> NDArray[np.float32]:
+    """Bring targets to the form that a loss gets: ``(N, C)`` float32.
+
+    Args:
+        targets: Class ids ``(N,)``, or ``(N, C)`` with 1 present, 0 absent, NaN unknown.
+        num_classes: Classes C.
+
+    Raises:
+        ValueError: If they have neither form.
 
     Example:
         >>> soft_targets(np.array([1]), 3).tolist()
         [[0.0, 1.0, 0.0]]
     """
-    if targets.ndim == 2:
+    if targets.ndim == 1 and np.issubdtype(targets.dtype, np.integer):
+        rows: NDArray[np.float32] = np.eye(num_classes, dtype=np.float32)[targets]
+        return rows
+    if targets.ndim == 2 and targets.shape[1] == num_classes:
         return targets.astype(np.float32)
-    return np.eye(num_classes, dtype=np.float32)[targets]
+    raise ValueError(
+        f"Expected class ids of shape (clips,) or targets of shape (clips, {num_classes}), got "
+        f"{targets.dtype} of shape {targets.shape}."
+    )

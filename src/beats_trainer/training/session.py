@@ -9,6 +9,7 @@ Shapes in this file: N clips, C classes.
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +20,8 @@ from numpy.typing import NDArray
 
 from beats_trainer.checkpoints import BEATsForAudioClassification, BEATsModel
 from beats_trainer.config import Config, settled
-from beats_trainer.datasets import Splits, Task
+from beats_trainer.datasets import Splits, Task, targets_of
 from beats_trainer.loading import ClipChange
-from beats_trainer.model import ClassifierHead
 from beats_trainer.model.classifier import apply_activation
 from beats_trainer.model.precision import resolve_precision
 from beats_trainer.reports import (
@@ -33,15 +33,18 @@ from beats_trainer.reports import (
     fit_thresholds,
     measure,
 )
-from beats_trainer.training.cached_head import FittedHead, fit_cached_head
+from beats_trainer.training.attentive import TokenCache, fit_cached_attentive
+from beats_trainer.training.cached_head import FittedHead, embedding_logits, fit_cached_head
 from beats_trainer.training.embedded import EmbeddedSplit, EmbeddingCache
+from beats_trainer.training.epochs import FitTask, Fitted
 from beats_trainer.training.loggers import log_history
+from beats_trainer.training.losses import ClassificationLoss, soft_targets
 from beats_trainer.training.run_folder import SPLIT_NAMES, RunFolder
 
 if TYPE_CHECKING:
     from beats_trainer.training.fit import FittedNetwork
 
-__all__ = ["Outcome", "ScoredSplit", "score_split", "train_once"]
+__all__ = ["Caches", "Outcome", "ScoredSplit", "groups_of", "score_split", "train_once"]
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +85,7 @@ class Outcome:
 
     classifier: BEATsForAudioClassification
     splits: Splits
-    fitted: "FittedHead | FittedNetwork"
+    fitted: "Fitted | FittedNetwork"
     scored: dict[str, ScoredSplit]
     uncalibrated: NDArray[np.float64] | None = None
     temperature: Temperature | None = None
@@ -95,6 +98,26 @@ class Outcome:
         return {name: scored.metrics.summary(name) for name, scored in self.scored.items()}
 
 
+@dataclass(frozen=True)
+class Caches:
+    """What a frozen encoder gives for clips, made once for all folds.
+
+    Attributes:
+        embeddings: For mode ``head``.
+        tokens: For mode ``attentive``.
+    """
+
+    embeddings: EmbeddingCache
+    tokens: TokenCache
+
+    @classmethod
+    def for_classifier(
+        cls, classifier: BEATsForAudioClassification, config: Config, task: Task
+    ) -> "Caches":
+        """Empty ones, for a classifier's encoder."""
+        return cls(EmbeddingCache(classifier, config, task), TokenCache(classifier, config, task))
+
+
 def train_once(
     classifier: BEATsForAudioClassification,
     splits: Splits,
@@ -102,7 +125,7 @@ def train_once(
     run: RunFolder,
     device: torch.device,
     *,
-    cache: EmbeddingCache,
+    caches: "Caches | None" = None,
     resume: bool = False,
     progress: bool | None = None,
     augment: ClipChange | None = None,
@@ -115,7 +138,7 @@ def train_once(
         config: Every setting; resolved.
         run: Its folder; takes history, metrics, predictions and the model.
         device: Where to compute.
-        cache: Embeddings of the frozen encoder; used in mode ``head`` only.
+        caches: What a frozen encoder has given for clips before, for another fold; ``None`` starts anew.
         resume: Go on from the run's last checkpoint, where there is one.
         progress: Show progress bars; ``None`` shows them on a terminal.
         augment: Changes training waveforms besides ``config.augmentation``.
@@ -127,24 +150,20 @@ def train_once(
     start = time.monotonic()
     run.write_plan(config, splits)
     classifier.to(device)
-    if config.model.mode == "head":
-        names = [name for name in SPLIT_NAMES if len(getattr(splits, name))]
-        parts = cache.split(classifier, [getattr(splits, name) for name in names], progress)
-        embedded = dict(zip(names, parts, strict=True))
-        fitted: FittedHead | FittedNetwork = _fit_head(
-            classifier, embedded, splits, config, progress
-        )
+    caches = caches or Caches.for_classifier(classifier, config, splits.task)
+    mode = config.model.mode
+    fitted: Fitted | FittedNetwork
+    if mode == "head":
+        embedded = _embed(classifier, splits, SPLIT_NAMES, caches.embeddings, progress)
+        fitted = _fit_head(classifier, embedded, splits, config, progress)
         log_history(fitted.history, config, run)
     else:
         fitted = _fit_tokens_or_network(
-            classifier, splits, config, run, device, resume, progress, augment
+            classifier, splits, config, run, device, caches, resume, progress, augment
         )
-        names = [name for name in ("val", "test") if len(getattr(splits, name))]
-        cache = EmbeddingCache(classifier, config, splits.task)
-        parts = cache.split(
-            classifier.to(device), [getattr(splits, name) for name in names], progress
-        )
-        embedded = dict(zip(names, parts, strict=True))
+        # As the model will be used: whole recordings, through the network that training left.
+        own = EmbeddingCache(classifier, config, splits.task)
+        embedded = _embed(classifier.to(device), splits, ("val", "test"), own, progress)
     outcome = Outcome(classifier.eval(), splits, fitted, {})
     if config.training.calibrate and "val" in embedded:
         _calibrate(outcome, embedded["val"], config)
@@ -179,7 +198,7 @@ def score_split(
         seed: Of the resampling for the intervals.
         with_intervals: Whether to resample at all.
     """
-    logits = head_logits(classifier.head, split.embeddings)
+    logits = embedding_logits(classifier.head, split)
     probabilities = _probabilities(logits, classifier)
     task: Task = "multi" if split.targets.ndim == 2 else "single"
     labels, thresholds = classifier.labels, classifier.thresholds
@@ -198,21 +217,41 @@ def score_split(
     return ScoredSplit(table, split.targets, probabilities, metrics, intervals)
 
 
-def head_logits(head: ClassifierHead, embeddings: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Class scores before the activation of raw embeddings ``(N, D)``: shape ``(N, C)``, float64."""
-    device = head.first_linear.weight.device
-    with torch.inference_mode():
-        logits: NDArray[np.float64] = (
-            head(torch.from_numpy(embeddings).to(device)).cpu().double().numpy()
-        )
-    return logits
-
-
 def groups_of(table: pd.DataFrame) -> NDArray[Any] | None:
     """What belongs together in a table of clips, shape ``(N,)``; ``None`` where nothing is known."""
     if "group" in table.columns and table["group"].notna().all():
         return table["group"].astype(str).to_numpy()
     return None
+
+
+def _embed(
+    classifier: BEATsForAudioClassification,
+    splits: Splits,
+    names: Sequence[str],
+    cache: EmbeddingCache,
+    progress: bool | None,
+) -> dict[str, EmbeddedSplit]:
+    """The clips of several splits as the head sees them; a split without clips is left out."""
+    present = [name for name in names if len(getattr(splits, name))]
+    parts = cache.split(classifier, [getattr(splits, name) for name in present], progress)
+    return dict(zip(present, parts, strict=True))
+
+
+def _fit_task(classifier: BEATsForAudioClassification, splits: Splits, config: Config) -> FitTask:
+    """What is minimised and what is measured, for a fit on cached features."""
+    num_classes, task = len(splits.labels), splits.task
+    known = targets_of(splits.val, num_classes, task) if len(splits.val) else None
+
+    def of_validation(logits: NDArray[np.float64]) -> dict[str, float]:
+        assert known is not None
+        probabilities = _probabilities(logits, classifier)
+        return measure(task, known, probabilities, splits.labels).summary("val")
+
+    train_targets = soft_targets(targets_of(splits.train, num_classes, task), num_classes)
+    return FitTask(
+        ClassificationLoss.from_config(config.training, classifier.activation, train_targets),
+        None if known is None else of_validation,
+    )
 
 
 def _fit_head(
@@ -231,10 +270,39 @@ def _fit_head(
         learning_rate=config.resolved_learning_rate(),
         batch_size=settled(config.data.batch_size),
         seed=config.seed,
+        task=_fit_task(classifier, splits, config),
         progress=progress,
-        activation=classifier.activation,
     )
     classifier.head.load_state_dict(fitted.head.state_dict())
+    return fitted
+
+
+def _fit_attentive(
+    classifier: BEATsForAudioClassification,
+    splits: Splits,
+    config: Config,
+    caches: "Caches",
+    progress: bool | None,
+) -> Fitted | None:
+    """Fit learned pooling and head on cached tokens; ``None`` if these do not fit into memory."""
+    tables = [table for table in (splits.train, splits.val) if len(table)]
+    features = caches.tokens.split(classifier, tables, progress)
+    if features is None:
+        return None
+    fitted = fit_cached_attentive(
+        classifier,
+        features[0],
+        features[1] if len(splits.val) else None,
+        config.training,
+        learning_rate=config.resolved_learning_rate(),
+        batch_size=settled(config.data.batch_size),
+        seed=config.seed,
+        task=_fit_task(classifier, splits, config),
+        progress=progress,
+    )
+    assert classifier.attentive_pooling is not None
+    classifier.head.load_state_dict(fitted.head.state_dict())
+    classifier.attentive_pooling.load_state_dict(fitted.pooling.state_dict())
     return fitted
 
 
@@ -244,26 +312,23 @@ def _fit_tokens_or_network(
     config: Config,
     run: RunFolder,
     device: torch.device,
+    caches: "Caches",
     resume: bool,
     progress: bool | None,
     augment: ClipChange | None,
-) -> "FittedHead | FittedNetwork":
-    is_frozen = config.model.mode == "attentive"
+) -> "Fitted | FittedNetwork":
     hears_anew = (
-        config.augmentation.is_on or augment is not None or config.data.max_duration_s is not None
+        config.augmentation.is_on
+        or augment is not None
+        or config.data.max_duration_s is not None
+        or config.training.devices > 1
     )
-    if is_frozen and not hears_anew and config.training.devices == 1:
-        from beats_trainer.training.attentive import fit_attentive
-
-        fitted = fit_attentive(classifier, splits, config, progress=progress)
+    if config.model.mode == "attentive" and not hears_anew:
+        fitted = _fit_attentive(classifier, splits, config, caches, progress)
         if fitted is not None:
             log_history(fitted.history, config, run)
             return fitted
-        log.info(
-            "The tokens of all clips need more than model.cache_gb=%g GB of memory: the frozen network is "
-            "run in every epoch.",
-            config.model.cache_gb,
-        )
+        log.info("The frozen network is run in every epoch; model.cache_gb allows for more memory.")
     from beats_trainer.training.fit import fit_network  # Lightning takes seconds to import
 
     if config.model.mode != "lora":
@@ -299,7 +364,7 @@ def _calibrate(outcome: Outcome, val: EmbeddedSplit, config: Config) -> None:
     """Fit the scale of the scores and the thresholds on the validation clips, and put both into the model."""
     classifier = outcome.classifier
     task = outcome.splits.task
-    logits = head_logits(classifier.head, val.embeddings)
+    logits = embedding_logits(classifier.head, val)
     temperature = None
     if classifier.activation == "softmax" or task == "multi":
         temperature = fit_temperature(logits, val.targets, task)
@@ -312,7 +377,7 @@ def _calibrate(outcome: Outcome, val: EmbeddedSplit, config: Config) -> None:
             outcome.uncalibrated = _probabilities(logits, classifier)
             outcome.temperature = temperature
             classifier.head.absorb_temperature(temperature.value)
-            logits = head_logits(classifier.head, val.embeddings)
+            logits = embedding_logits(classifier.head, val)
     classifier.thresholds = fit_thresholds(
         val.targets,
         _probabilities(logits, classifier),
