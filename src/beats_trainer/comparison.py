@@ -10,71 +10,44 @@ Shapes in this file: N clips of the table, M of them tested in some fold, C clas
 """
 
 import copy
-import logging
 import math
 import os
 import re
 import time
-import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from beats_trainer.atomic import written_whole
-from beats_trainer.audio import probe_audio
-from beats_trainer.checkpoints import BEATsModel, list_available_models
-from beats_trainer.checkpoints.sources import locate
-from beats_trainer.config import Config, ModelConfig
-from beats_trainer.datasets import (
-    FoldSplit,
-    Manifest,
-    Task,
-    fold_splits,
-    targets_of,
-)
-from beats_trainer.datasets.stratify import groups_of
-from beats_trainer.errors import BEATsTrainerError, CheckpointError, ConfigError, DatasetError
-from beats_trainer.model.precision import resolve_device, resolve_precision
-from beats_trainer.presets import Mode
-from beats_trainer.reports import measure, resample_metrics, summary_names
+from beats_trainer.config import Config, ModelConfig, Task
+from beats_trainer.datasets import FoldSplit, Manifest, fold_splits
+from beats_trainer.errors import BEATsTrainerError, ConfigError, DatasetError
+from beats_trainer.model.precision import resolve_device
+from beats_trainer.reports import summary_names
 from beats_trainer.reports.comparison import ScoreDot, comparison_page, score_chart, standalone_svg
 from beats_trainer.reports.environment import hardware, versions
-from beats_trainer.training.attentive import TokenFeatures, cache_tokens, estimate_token_bytes
-from beats_trainer.training.build import build_classifier
-from beats_trainer.training.embedded import (
-    EmbeddedSplit,
-    clips_of,
-    embed_tables,
-    encoding_batch_size,
+from beats_trainer.training.candidates import check_candidates, find_candidates
+from beats_trainer.training.comparing import (
+    BESIDE,
+    Plan,
+    ProbeResult,
+    figures_of,
+    predictions_of,
+    probe_model,
 )
 from beats_trainer.training.manifest import read_manifest
-from beats_trainer.training.probes import (
-    METHODS,
-    Method,
-    probe_attentive,
-    probe_knn,
-    probe_linear,
-)
+from beats_trainer.training.probes import METHODS, Method
 from beats_trainer.training.run_folder import RunFolder
 
 __all__ = ["METHODS", "Comparison", "Method", "compare_models"]
 
 PathLike: TypeAlias = str | os.PathLike[str]
 
-log = logging.getLogger(__name__)
-
-_HEADLINE: dict[Task, str] = {"single": "accuracy", "multi": "map"}
-_BESIDE: dict[Task, tuple[str, ...]] = {
-    "single": ("balanced_accuracy", "f1"),
-    "multi": ("roc_auc", "f1"),
-}
 _WORDS = {
     "accuracy": "accuracy",
     "map": "mAP",
@@ -82,8 +55,6 @@ _WORDS = {
     "roc_auc": "macro ROC AUC",
     "f1": "macro F1",
 }
-_NUM_RESAMPLES = 2000
-_ENDS = (0.025, 0.975)
 _DECIDED_HERE = (
     "mode",
     "model_path",
@@ -91,8 +62,6 @@ _DECIDED_HERE = (
     "freeze_backbone",
     "fine_tune_backbone",
 )
-# Names of folders that say nothing of what is in them.
-_EMPTY_NAME = re.compile(r"model|version_\d+|fold_.*")
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,7 +139,7 @@ class Comparison:
     def __str__(self) -> str:
         """The table, the models' speeds, what cannot be told apart, and the notes."""
         words = _WORDS[self.metric]
-        beside = _BESIDE[self.task]
+        beside = BESIDE[self.task]
         header = ["model", "method", words, "95 % interval", "folds", "behind best"]
         header += [_WORDS[name] for name in beside]
         rows = [
@@ -286,7 +255,7 @@ class Comparison:
                 "tied": bool(row["is_tied"]),
                 "mean of folds": row[f"{self.metric}_mean"],
                 "deviation": row[f"{self.metric}_std"],
-                **{_WORDS[name]: row[name] for name in _BESIDE[self.task]},
+                **{_WORDS[name]: row[name] for name in BESIDE[self.task]},
             }
             for row in self.table.to_dict("records")
         ]
@@ -363,14 +332,15 @@ def compare_models(
     start = time.monotonic()
     chosen = _checked_methods(methods)
     settings, table = _settings(config, data)
-    candidates = _candidates(models)
+    candidates = find_candidates(models)
     device = _device(settings)
     folder = None if output is None else _writable(output)
     manifest = read_manifest(settings, table)
+    _check_monitor(settings, manifest.task)
     fold_list = _folds(manifest, settings, folds)
-    notes = _check_models(candidates, manifest)
-    plan = _Plan(manifest, fold_list, settings, device, chosen, notes)
-    results: list[_Result] = []
+    notes = check_candidates(candidates, manifest)
+    plan = Plan(manifest, fold_list, settings, device, chosen, notes)
+    results: list[ProbeResult] = []
     facts: list[dict[str, Any]] = []
     with tqdm(
         total=len(candidates) * len(chosen) * len(fold_list),
@@ -379,15 +349,15 @@ def compare_models(
         disable=None if progress is None else not progress,
     ) as bar:
         for candidate in candidates:
-            fact, some = _probe_model(candidate, plan, bar, progress)
+            fact, some = probe_model(candidate, plan, bar, progress)
             facts.append(fact)
             results += some
     if not results:
         raise BEATsTrainerError(f"There is nothing to compare. {' '.join(notes)}")
     comparison = Comparison(
-        table=_table(results, plan).merge(pd.DataFrame(facts), on="model"),
+        table=figures_of(results, plan).merge(pd.DataFrame(facts), on="model"),
         models=pd.DataFrame(facts),
-        predictions=pd.concat([_predictions(r, plan) for r in results], ignore_index=True),
+        predictions=pd.concat([predictions_of(r, plan) for r in results], ignore_index=True),
         metric=plan.metric,
         task=manifest.task,
         labels=list(manifest.labels),
@@ -406,90 +376,6 @@ def compare_models(
     if folder is not None:
         comparison.save(folder)
     return comparison
-
-
-@dataclass(frozen=True)
-class _Candidate:
-    """A model to compare: what it is called in the table, and what was asked for."""
-
-    name: str
-    source: PathLike
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What is the same for all models."""
-
-    manifest: Manifest
-    folds: list[FoldSplit]
-    settings: Config
-    device: torch.device
-    methods: tuple[Method, ...]
-    notes: list[str]
-    targets: NDArray[Any] = field(init=False)
-    """Of all clips of the table, shape ``(N,)`` or ``(N, C)``."""
-    fold_of_clip: NDArray[np.int64] = field(init=False)
-    """In which fold a clip is tested, shape ``(N,)``; -1 in none."""
-
-    def __post_init__(self) -> None:
-        manifest = self.manifest
-        targets = targets_of(manifest.table, manifest.num_classes, manifest.task)
-        fold_of_clip = np.full(len(manifest), -1)
-        for number, fold in enumerate(self.folds):
-            fold_of_clip[fold.splits.test.index] = number
-        object.__setattr__(self, "targets", targets)
-        object.__setattr__(self, "fold_of_clip", fold_of_clip)
-
-    @property
-    def metric(self) -> str:
-        return _HEADLINE[self.manifest.task]
-
-    @property
-    def tested(self) -> NDArray[np.int64]:
-        """Places of the clips that some fold tests, shape ``(M,)``."""
-        return np.flatnonzero(self.fold_of_clip >= 0)
-
-    def groups(self) -> NDArray[np.int64]:
-        """The group of each tested clip, shape ``(M,)``: recording, site, or the clip for itself."""
-        manifest = self.manifest
-        return groups_of(manifest.table, manifest.num_classes, manifest.task).of_clip[self.tested]
-
-    def config(self, mode: Mode) -> Config:
-        """The settings of what is fitted."""
-        config = copy.deepcopy(self.settings)
-        config.model.mode = mode
-        return config.resolved(self.manifest.task)
-
-    def rows(self, fold: FoldSplit, config: Config) -> tuple[list[int], list[int], list[int]]:
-        """Places of a fold's training, validation and test clips.
-
-        Validation clips on which the epoch cannot be chosen, since the metric is undefined there, are none.
-        """
-        train, val, test = (
-            [int(place) for place in part.index]
-            for part in (fold.splits.train, fold.splits.val, fold.splits.test)
-        )
-        if val and config.training.monitor_metric not in _metrics_of(
-            self, val, np.full((len(val), self.manifest.num_classes), 0.5), "val"
-        ):
-            note = (
-                f"Fold {fold.name}: {config.training.monitor_metric} is undefined on its {len(val)} "
-                "validation clips, so that the last epoch was kept."
-            )
-            if note not in self.notes:
-                self.notes.append(note)
-            val = []
-        return train, val, test
-
-
-@dataclass(frozen=True)
-class _Result:
-    """The scores of every tested clip by one model and method."""
-
-    model: str
-    method: Method
-    probabilities: NDArray[np.float64]
-    """Shape ``(N, C)``; NaN for clips that no fold tests."""
 
 
 def _checked_methods(methods: Sequence[str]) -> tuple[Method, ...]:
@@ -524,16 +410,19 @@ def _settings(
 
 
 def _device(settings: Config) -> torch.device:
-    known = None if settings.training.monitor_metric is None else settings.training.monitor_metric
-    if known is not None and known.removeprefix("val_") not in {
-        *summary_names("single"),
-        *summary_names("multi"),
-    }:
-        raise ConfigError(f"training.monitor_metric {known!r} is not measured.")
     try:
         return resolve_device(settings.training.device)
     except ValueError as error:
         raise ConfigError(f"training.device: {error}") from error
+
+
+def _check_monitor(settings: Config, task: Task) -> None:
+    known = [f"val_{name}" for name in summary_names(task)]
+    if settings.training.monitor_metric not in (None, *known):
+        raise ConfigError(
+            f"training.monitor_metric must be one of {', '.join(known)}, "
+            f"not {settings.training.monitor_metric!r}."
+        )
 
 
 def _writable(output: PathLike) -> Path:
@@ -564,312 +453,7 @@ def _folds(manifest: Manifest, settings: Config, folds: int | str | None) -> lis
     )
 
 
-def _candidates(models: Sequence[PathLike]) -> list[_Candidate]:
-    """Give each model a short name that no other one has."""
-    given = [models] if isinstance(models, str | os.PathLike) else list(models)
-    if not given:
-        raise ConfigError("There is no model to compare: name at least one checkpoint.")
-    known = list_available_models()
-    sources: list[PathLike] = []
-    for source in given:
-        path = Path(source).expanduser()
-        is_run = source not in known and (path / "model" / "config.json").is_file()
-        sources.append(path / "model" if is_run else source)
-    places = [_place(source, known) for source in sources]
-    twice = [str(given[n]) for n, place in enumerate(places) if place in places[:n]]
-    if twice:
-        raise ConfigError(f"{twice[0]} is named twice among the models: leave one out.")
-    return [
-        _Candidate(_short_name(place, places), source)
-        for place, source in zip(places, sources, strict=True)
-    ]
-
-
-def _place(source: PathLike, known: Mapping[str, Any]) -> tuple[str, ...]:
-    """The parts of a path on this machine; a name as it is."""
-    path = Path(source).expanduser()
-    if source in known or not path.exists():
-        return (str(source),)
-    parts = path.resolve().parts
-    return parts[:-1] if parts[-1] == "model" else parts  # every run's model folder has this name
-
-
-def _short_name(own: tuple[str, ...], all_parts: Sequence[tuple[str, ...]]) -> str:
-    """The end of a path that no other one shares, long enough to say something."""
-    for length in range(1, len(own) + 1):
-        end = own[-length:]
-        if _EMPTY_NAME.fullmatch(end[0]) and length < len(own):
-            continue
-        if sum(other[-length:] == end for other in all_parts) == 1:
-            return str(Path(*end))
-    return str(Path(*own))
-
-
-def _check_models(candidates: Sequence[_Candidate], manifest: Manifest) -> list[str]:
-    """Find and load every model once, so that none fails after hours; what cannot be downloaded comes first.
-
-    Returns:
-        Notes on models whose encoder was trained on some of the clips.
-    """
-    known = list_available_models()
-    for candidate in sorted(candidates, key=lambda one: one.source in known):
-        try:
-            locate(candidate.source)
-        except CheckpointError as error:
-            raise _naming(candidate, error) from error
-    notes = []
-    for candidate in candidates:
-        try:
-            encoder = BEATsModel.from_pretrained(candidate.source)
-        except CheckpointError as error:
-            raise _naming(candidate, error) from error
-        note = _note_of_training(candidate, encoder.provenance, manifest)
-        if note is not None:
-            warnings.warn(note, UserWarning, stacklevel=3)
-            notes.append(note)
-    return notes
-
-
-def _naming(candidate: _Candidate, error: CheckpointError) -> CheckpointError:
-    """The error itself, if it names the model; else one that does."""
-    if str(candidate.source) in str(error) or candidate.name in str(error):
-        return error
-    return CheckpointError(f"The model {candidate.source} cannot be compared: {error}")
-
-
-def _note_of_training(
-    candidate: _Candidate, provenance: Mapping[str, Any], manifest: Manifest
-) -> str | None:
-    """Say so if a model's encoder was trained by this library, perhaps on the very clips of the comparison."""
-    if provenance.get("mode") not in ("lora", "full", "scratch"):
-        return None
-    clips = Path(candidate.source).expanduser().parent / "splits.csv"
-    if not clips.is_file():
-        return (
-            f"The encoder of {candidate.name} was trained on {provenance.get('clips', {}).get('train', '?')} "
-            "labelled clips. If some of them are among these, its figures are too good."
-        )
-    table = pd.read_csv(clips, dtype=str, keep_default_na=False)
-    heard = set(table.loc[table["split"].isin(["train", "val"]), "path"])
-    num_heard = int(manifest.table["path"].isin(heard).sum())
-    if not num_heard:
-        return None
-    return (
-        f"The encoder of {candidate.name} was trained with {num_heard} of these {len(manifest)} clips and "
-        "their labels: its figures are too good, and say nothing of new sound. Compare it on other clips."
-    )
-
-
-def _probe_model(
-    candidate: _Candidate, plan: _Plan, bar: "tqdm[Any]", progress: bool | None
-) -> tuple[dict[str, Any], list[_Result]]:
-    """Embed all clips with a model, and score each by what is fitted without its fold."""
-    manifest, labels, task = plan.manifest, plan.manifest.labels, plan.manifest.task
-    config = plan.config("head")
-    encoder = BEATsModel.from_pretrained(candidate.source)
-    classifier = build_classifier(encoder, config, labels, task).to(plan.device)
-    log.info("%s: embedding %d clips.", candidate.name, len(manifest))
-    embed_tables(classifier, [manifest.table.iloc[:1]], config, False, task)  # kernels are chosen
-    start = time.perf_counter()
-    (whole,) = embed_tables(classifier, [manifest.table], config, progress, task)
-    seconds = time.perf_counter() - start
-    fact = {
-        "model": candidate.name,
-        "embedding_dim": encoder.architecture.encoder_embed_dim,
-        "num_parameters": sum(weight.numel() for weight in encoder.parameters()),
-        "seconds": seconds,
-        "audio_hours_per_minute": _duration_s(manifest) / 60 / seconds,
-        "precision": str(
-            resolve_precision(config.training.precision_name, plan.device)
-        ).removeprefix("torch."),
-    }
-    results = []
-    for method in plan.methods:
-        if method == "attentive":
-            scores = _score_attentive(candidate, encoder, plan, bar, progress)
-        else:
-            scores = _empty_scores(plan)
-            for fold in plan.folds:
-                train, val, test = (
-                    EmbeddedSplit(whole.embeddings[rows], plan.targets[rows])
-                    for rows in plan.rows(fold, config)
-                )
-                scores[fold.splits.test.index] = (
-                    probe_knn(train, test, len(labels))
-                    if method == "knn"
-                    else probe_linear(classifier, train, val if len(val) else None, test, config)
-                )
-                bar.update()
-        if scores is not None:
-            results.append(_Result(candidate.name, method, scores))
-    return fact, results
-
-
-def _score_attentive(
-    candidate: _Candidate,
-    encoder: BEATsModel,
-    plan: _Plan,
-    bar: "tqdm[Any]",
-    progress: bool | None,
-) -> NDArray[np.float64] | None:
-    """The scores of attentive pooling; ``None``, with a note, if the tokens of all clips do not fit."""
-    config = plan.config("attentive")
-    manifest = plan.manifest
-    clips = clips_of(manifest.table)
-    cached = cache_tokens(
-        encoder,
-        [clips],
-        [plan.targets],
-        budget_bytes=round(config.model.cache_gb * 1e9),
-        batch_size=encoding_batch_size(config),
-        precision=config.training.precision_name,
-        num_threads=max(1, config.data.num_workers),
-        progress=progress,
-    )
-    if cached is None:
-        needed_gb = estimate_token_bytes(clips, encoder.architecture) / 1e9
-        note = (
-            f"{candidate.name} was compared without 'attentive': the tokens of {len(clips)} clips need "
-            f"{needed_gb:.1f} GB of memory, more than model.cache_gb={config.model.cache_gb:g}. Raise it where "
-            "the machine has as much, or compare on fewer clips."
-        )
-        warnings.warn(note, UserWarning, stacklevel=4)
-        plan.notes.append(note)
-        bar.update(len(plan.folds))
-        return None
-    (tokens,) = cached
-    classifier = build_classifier(encoder, config, manifest.labels, manifest.task)
-    scores = _empty_scores(plan)
-    for fold in plan.folds:
-        train, val, test = (
-            TokenFeatures([tokens.tokens[row] for row in rows], plan.targets[rows])
-            for rows in plan.rows(fold, config)
-        )
-        scores[fold.splits.test.index] = probe_attentive(
-            classifier, train, val if len(val) else None, test, config, plan.device
-        )
-        bar.update()
-    return scores
-
-
-def _empty_scores(plan: _Plan) -> NDArray[np.float64]:
-    return np.full((len(plan.manifest), plan.manifest.num_classes), np.nan)
-
-
-def _duration_s(manifest: Manifest) -> float:
-    """Seconds of sound in all clips, from the files' headers."""
-    whole = {clip.file for clip in clips_of(manifest.table) if clip.duration_s is None}
-    lengths = {file: probe_audio(file).duration_s for file in whole}
-    return float(
-        sum(
-            lengths[clip.file] - clip.start_s if clip.duration_s is None else clip.duration_s
-            for clip in clips_of(manifest.table)
-        )
-    )
-
-
-def _metrics_of(
-    plan: _Plan, rows: Sequence[int] | NDArray[np.int64], scores: NDArray[np.float64], prefix: str
-) -> dict[str, float]:
-    """The single numbers of some clips; none where nothing is known of them."""
-    targets = plan.targets[rows]
-    if targets.ndim == 2 and np.isnan(targets).all():
-        return {}
-    manifest = plan.manifest
-    return measure(manifest.task, targets, scores, manifest.labels).summary(prefix)
-
-
-def _table(results: Sequence[_Result], plan: _Plan) -> pd.DataFrame:
-    """The figures of each model and method, the best first, and how far each is behind it."""
-    manifest, metric, tested = plan.manifest, plan.metric, plan.tested
-    groups = plan.groups()
-    rows, resampled = [], []
-    for result in results:
-        pooled = _metrics_of(plan, tested, result.probabilities[tested], "all")
-        per_fold = []
-        for fold in plan.folds:
-            places = fold.splits.test.index.to_numpy()
-            some = _metrics_of(plan, places, result.probabilities[places], "all")
-            per_fold.append(some.get(f"all_{metric}", math.nan))
-        drawn = resample_metrics(
-            manifest.task,
-            plan.targets[tested],
-            result.probabilities[tested],
-            manifest.labels,
-            groups=groups,
-            num_resamples=_NUM_RESAMPLES,
-            seed=plan.settings.seed,
-        ).get(metric, np.empty(0))
-        low, high = _ends(drawn)
-        defined = [value for value in per_fold if not math.isnan(value)]
-        rows.append(
-            {
-                "model": result.model,
-                "method": result.method,
-                metric: pooled.get(f"all_{metric}", math.nan),
-                f"{metric}_mean": float(np.mean(defined)) if defined else math.nan,
-                f"{metric}_std": float(np.std(defined, ddof=1)) if len(defined) > 1 else math.nan,
-                "low": low,
-                "high": high,
-                **{name: pooled.get(f"all_{name}", math.nan) for name in _BESIDE[manifest.task]},
-            }
-        )
-        resampled.append(drawn)
-    # Equal figures: the simpler method first, then the model that was named first.
-    order = sorted(
-        range(len(rows)),
-        key=lambda n: (
-            -np.nan_to_num(rows[n][metric], nan=-1.0),
-            METHODS.index(results[n].method),
-            n,
-        ),
-    )
-    best = order[0]
-    for row, drawn in zip(rows, resampled, strict=True):
-        low, high = _ends(resampled[best] - drawn)  # the same draws: paired
-        row["difference"] = rows[best][metric] - row[metric]
-        row["difference_low"], row["difference_high"] = low, high
-        row["is_tied"] = not low > 0  # without an interval, nothing tells them apart
-    return pd.DataFrame([rows[n] for n in order])
-
-
-def _ends(drawn: NDArray[np.float64]) -> tuple[float, float]:
-    """The middle 95 % of the resamples; NaN where there are none."""
-    defined = drawn[~np.isnan(drawn)]
-    if not len(defined):
-        return math.nan, math.nan
-    low, high = np.quantile(defined, _ENDS)
-    return float(low), float(high)
-
-
-def _predictions(result: _Result, plan: _Plan) -> pd.DataFrame:
-    """What was predicted for each tested clip."""
-    manifest, tested = plan.manifest, plan.tested
-    own = ("filename", "path", "start_time", "end_time", "group", "category")
-    columns = [name for name in own if name in manifest.table.columns]
-    table = manifest.table.iloc[tested][columns].reset_index(drop=True)
-    scores = result.probabilities[tested]
-    if manifest.task == "single":
-        best = scores.argmax(axis=1)
-        table["predicted"] = [manifest.labels[label] for label in best]
-        table["score"] = scores[np.arange(len(best)), best]
-        table["is_right"] = best == plan.targets[tested]
-    else:
-        table["predicted"] = [
-            ";".join(
-                label for label, score in zip(manifest.labels, row, strict=True) if score >= 0.5
-            )
-            for row in scores
-        ]
-    names = [plan.folds[number].name for number in plan.fold_of_clip[tested]]
-    for place, (name, values) in enumerate(
-        (("model", result.model), ("method", result.method), ("fold", names))
-    ):
-        table.insert(place, name, values)
-    return table
-
-
-def _in_words(plan: _Plan, num_models: int) -> str:
+def _in_words(plan: Plan, num_models: int) -> str:
     manifest = plan.manifest
     how = plan.folds[0].splits.how
     found = re.search(r"\(1 of \d+; (.*?)\)", how)

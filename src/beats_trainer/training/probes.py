@@ -78,7 +78,7 @@ def probe_knn(
     present_NC = np.where(is_known_NC, targets_NC, 0.0)
     prior_C = present_NC.sum(axis=0) / is_known_NC.sum(axis=0).clip(min=1)
     scores = []
-    for some_MD in asked_MD.split(_NEIGHBOURS_AT_ONCE):
+    for some_MD in torch.split(asked_MD, _NEIGHBOURS_AT_ONCE):
         similarity_MN = (some_MD @ known_ND.T).numpy().clip(-1.0, 1.0)
         # Stable: among equally near clips the earlier row votes, on every machine.
         nearest_MK = np.argsort(-similarity_MN, axis=1, kind="stable")[:, :num_neighbours]
