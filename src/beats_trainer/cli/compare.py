@@ -4,6 +4,7 @@ Twin of ``compare_models(data, models, config=config, output=folder)``.
 """
 
 import argparse
+import os
 
 from beats_trainer.cli.exit_code import ExitCode
 from beats_trainer.cli.settings import add_settings, read_settings
@@ -39,6 +40,7 @@ _MODEL_SETTINGS = (
 _IDLE = (
     "experiment_name",
     "data.train_split",
+    "data.val_split",
     "data.test_split",
     "data.max_duration_s",
     "training.calibrate",
@@ -78,6 +80,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what is fitted on each model (default: knn,linear,attentive)",
     )
     parser.add_argument(
+        "--val-split",
+        type=float,
+        metavar="SHARE",
+        help="share of the clips outside the tested fold to choose the epoch on; 0 keeps the last epoch "
+        "(default: 0.1)",
+    )
+    parser.add_argument(
         "-o", "--output", metavar="FOLDER", help="where page, picture and tables go"
     )
     add_settings(parser, _is_of_use)
@@ -85,7 +94,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> ExitCode:
     """Run the command."""
-    config = read_settings(arguments)
+    given: dict[str, str] = {}
+    if arguments.data is not None:
+        is_folder = os.path.isdir(arguments.data)
+        given["data.data_dir" if is_folder else "data.metadata_file"] = arguments.data
+    config = read_settings(arguments, **given)
+    if arguments.val_split is not None:
+        config.data.val_split = arguments.val_split
+        config.data.train_split, config.data.test_split = 1.0 - arguments.val_split, 0.0
     if arguments.print_config:
         import yaml
 
@@ -101,7 +117,7 @@ def run(arguments: argparse.Namespace) -> ExitCode:
     from beats_trainer.comparison import compare_models
 
     comparison = compare_models(
-        arguments.data,
+        None,
         models,
         config=config,
         methods=_split(arguments.methods),

@@ -47,7 +47,10 @@ def read_manifest(config: Config, dataset: pd.DataFrame | Manifest | None = None
     data = config.data
     table = _read(config) if dataset is None else dataset
     if isinstance(table, pd.DataFrame):
-        columns = {"audio_column": data.audio_column, "label_column": data.label_column}
+        columns: dict[str, Any] = {
+            "audio_column": data.audio_column,
+            "label_column": data.label_column,
+        }
         if dataset is None or data.annotations is not None:
             columns = {}  # what was read here has the library's own
         table = build_manifest(table, data.data_dir, **columns, **label_settings(data))
