@@ -57,8 +57,17 @@ def test_a_table_its_columns_and_the_share_for_validation_are_taken(copies, here
     options = ["--models", RUN, "--methods", "knn", "--folds", "2", "--val-split", "0.5"]
 
     code = main(
-        ["compare", "clips.csv", "--data-dir", "recordings", *columns, *options, "-o", "by_site"]
-        + QUICK
+        [
+            "compare",
+            "clips.csv",
+            "--data-dir",
+            "recordings",
+            *columns,
+            *options,
+            "-o",
+            "by_site",
+            *QUICK,
+        ]
     )
 
     (first, *_) = json.loads((here / "by_site" / "comparison.json").read_text())["folds"]
@@ -99,9 +108,23 @@ def test_help_offers_what_has_an_effect_and_nothing_else(capsys):
         main(["compare", "--help"])
     shown = capsys.readouterr().out
 
-    for option in ("--models", "--methods", "--folds", "--group-pattern", "--epochs", "--val-split"):
+    for option in (
+        "--models",
+        "--methods",
+        "--folds",
+        "--group-pattern",
+        "--epochs",
+        "--val-split",
+    ):
         assert f"{option} " in shown
-    for option in ("--model ", "--mode ", "--from-scratch", "--finetune", "--augmentation.", "lora"):
+    for option in (
+        "--model ",
+        "--mode ",
+        "--from-scratch",
+        "--finetune",
+        "--augmentation.",
+        "lora",
+    ):
         assert option not in shown
 
 
