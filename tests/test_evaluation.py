@@ -174,11 +174,16 @@ def test_settings_and_rows_that_are_not_there_are_errors(multi, chords):
         ConfigError, match=r"data\.label_delimeter\. Did you mean 'label_delimiter'"
     ):
         trainer.evaluate(csv, label_delimeter=",")
+    for clips in ("test", trainer.manifest):
+        with pytest.raises(ConfigError, match="label_delimiter= is for reading"):
+            trainer.evaluate(clips, label_delimiter=",")
     with pytest.raises(ConfigError, match=r"says what data\.metadata_file is"):
         trainer.evaluate(csv, metadata_file="other.csv")
-    with pytest.raises(DatasetError, match=r"no column 'sit' .*mean 'site'"):
+    with pytest.raises(DatasetError, match=r"no column 'sit'\. Did you mean 'site'\?"):
         trainer.evaluate(csv, rows={"sit": "site_1"})
-    with pytest.raises(DatasetError, match=r"has 'site_99' in 'site'\. Its values: site_0, "):
+    with pytest.raises(
+        DatasetError, match=r"has 'site_99' in the column 'site'\. Its values: site_0, "
+    ):
         trainer.evaluate(csv, rows={"site": "site_99"})
     assert trainer.evaluate(csv, rows={"site": "site_1"}).num_clips == 4
 

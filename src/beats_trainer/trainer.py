@@ -9,11 +9,9 @@ Shapes in this file: N clips, D width of an embedding.
 """
 
 import copy
-import dataclasses
 import logging
 import os
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -36,18 +34,12 @@ from beats_trainer.datasets import (
     build_manifest,
     download_esc50,
     fold_splits,
-    load_csv_dataset,
     load_esc50,
     load_split_csvs,
     load_split_directories,
     load_urbansound8k,
-    read_annotations,
-    scan_directory_dataset,
     split_manifest,
-    window_clips,
 )
-from beats_trainer.datasets.labels import nearest_name
-from beats_trainer.datasets.renumber import renumber_clips
 from beats_trainer.errors import BEATsTrainerError, ConfigError, DatasetError
 from beats_trainer.feature_extractor import BEATsFeatureExtractor
 from beats_trainer.loading import ClipChange
@@ -64,6 +56,8 @@ from beats_trainer.training.build import (
 )
 from beats_trainer.training.cross_validation import cross_validate
 from beats_trainer.training.embedded import EmbeddingCache, encoding_batch_size
+from beats_trainer.training.manifest import label_settings, read_manifest, scan_classes
+from beats_trainer.training.new_clips import choose_rows, read_new_clips
 from beats_trainer.training.report import class_balance, describe_evaluation, describe_training
 from beats_trainer.training.result import CrossValidationResult, TrainResult
 from beats_trainer.training.run_folder import SPLIT_NAMES, RunFolder
@@ -175,7 +169,7 @@ class BEATsTrainer:
             self.task: Task = dataset.task
             self.labels = list(dataset.labels)
         else:
-            self.manifest = self._checked(self._read_dataset() if dataset is None else dataset)
+            self.manifest = read_manifest(self.config, dataset)
             self.task = self.manifest.task
             self.labels = list(self.manifest.labels)
         self._check_config()
@@ -219,7 +213,7 @@ class BEATsTrainer:
             **options: As for the class.
         """
         settings = _data_settings(config, options)
-        return cls(_scan_directory(data_dir, settings), data_dir, config, **options)
+        return cls(scan_classes(data_dir, settings), data_dir, config, **options)
 
     @classmethod
     def from_annotations(
@@ -304,7 +298,7 @@ class BEATsTrainer:
             data_dir=data_dir,
             audio_column=audio_column or settings.audio_column,
             label_column=label_column or settings.label_column,
-            **_label_settings(settings),
+            **label_settings(settings),
         )
         return cls(manifest, data_dir, config, **options)
 
@@ -406,7 +400,7 @@ class BEATsTrainer:
             audio_extensions=settings.audio_extensions,
             label_delimiter=settings.label_delimiter,
         )
-        manifest = build_manifest(pd.concat(tables.values()), **_label_settings(settings))
+        manifest = build_manifest(pd.concat(tables.values()), **label_settings(settings))
         return cls(manifest, None, config, **options)
 
     @classmethod
@@ -442,7 +436,7 @@ class BEATsTrainer:
             audio_column=audio_column or settings.audio_column,
             label_column=label_column or settings.label_column,
         )
-        manifest = build_manifest(pd.concat(tables.values()), data_dir, **_label_settings(settings))
+        manifest = build_manifest(pd.concat(tables.values()), data_dir, **label_settings(settings))
         return cls(manifest, data_dir, config, **options)
 
     @classmethod
@@ -882,37 +876,6 @@ class BEATsTrainer:
         except ValueError as error:
             raise ConfigError(f"training.device: {error}") from error
 
-    def _read_dataset(self) -> Manifest:
-        """Read what ``config.data`` names."""
-        data = self.config.data
-        if data.annotations is None and data.metadata_file is None and data.data_dir is None:
-            raise ConfigError(
-                "There is no data to train on: set data.data_dir (a folder with one folder per class) "
-                "or data.metadata_file (a CSV), pass a DataFrame, or use BEATsTrainer.from_directory."
-            )
-        table = _read_table(data, self.config.seed)
-        _refuse_empty_classes(table)
-        return build_manifest(table, data.data_dir, **_label_settings(data))
-
-    def _checked(self, dataset: pd.DataFrame | Manifest) -> Manifest:
-        data = self.config.data
-        if isinstance(dataset, pd.DataFrame):
-            columns: dict[str, Any] = {
-                "audio_column": data.audio_column,
-                "label_column": data.label_column,
-            }
-            if data.annotations is not None:
-                columns = {}  # windows have the library's own
-            dataset = build_manifest(
-                dataset, data_dir=data.data_dir, **columns, **_label_settings(data)
-            )
-        if not isinstance(dataset, Manifest):
-            raise TypeError(
-                "BEATsTrainer takes a DataFrame, a Manifest, Splits or a Config, not "
-                f"{type(dataset).__name__}. BEATsTrainer.from_directory reads a folder, from_csv a CSV."
-            )
-        return dataset
-
     def _known_folds(self, folds: int | str | None) -> list[FoldSplit]:
         """The folds that were asked for."""
         if self.manifest is None:
@@ -944,75 +907,12 @@ class BEATsTrainer:
             table = self._table(data)
             if table.empty:
                 raise DatasetError(f"There are no {data} clips: {self._known_splits().how}")
-            return _chosen_rows(table, rows, f"the {data} clips")
-        if isinstance(data, pd.DataFrame) and _is_checked(data, self.task):  # rows of `dataset`
-            data = Manifest(data, self.labels, self.task)
-        if isinstance(data, Manifest):
-            unlisted = self.config.data.unlisted_labels
-            table = renumber_clips(data, self.labels, self.task, unlisted)
-            return _chosen_rows(table, rows, "the manifest")
-        reading = self._settings_of_new_clips(data, settings or {})
-        columns: dict[str, Any] = {}
-        if not isinstance(data, pd.DataFrame):
-            table = _read_table(reading, self.config.seed)
-        else:
-            table = data
-            needed = {reading.audio_column, *(reading.label_columns or [reading.label_column])}
-            if needed <= set(table.columns):
-                columns = {
-                    "audio_column": reading.audio_column,
-                    "label_column": reading.label_column,
-                }
-            else:  # then in the columns that the library's own tables have
-                reading.label_columns = None
-        table = _chosen_rows(table, rows, "the table")
-        for name in ("group_column", "fold_column", "split_column"):
-            # What the training data had for its splits, new clips need not have.
-            if getattr(reading, name) not in table.columns:
-                setattr(reading, name, getattr(DataConfig(), name))
-        manifest = build_manifest(
-            table,
-            reading.data_dir,
-            **columns,
-            labels=self.labels,
-            min_classes=1,
-            **_label_settings(reading),
-        )
-        return renumber_clips(manifest, self.labels, self.task)
-
-    def _settings_of_new_clips(
-        self, data: PathLike | pd.DataFrame, settings: Mapping[str, Any]
-    ) -> DataConfig:
-        """How labelled clips are read that are not the training's: their labels are written as there."""
-        own = self.config.data
-        strange = [name for name in settings if name not in vars(own)]
-        if strange:
-            hint = nearest_name(strange[0], vars(own))
-            raise ConfigError(f"There is no setting data.{strange[0]}.{hint}")
-        # Files of the training's, and what was said of their names and their empty windows, are not these.
-        changes: dict[str, Any] = dict.fromkeys(
-            ("data_dir", "metadata_file", "annotations", "group_pattern", "max_empty_ratio")
-        )
-        changes["multi_label"] = self.task == "multi"
-        if own.annotations is not None and "annotations" not in settings:
-            changes["label_column"] = "category"  # it was in the table of annotations
-        if isinstance(data, str | os.PathLike):
-            place = "data_dir" if os.path.isdir(data) else "metadata_file"
-            if place in settings:
-                raise ConfigError(f"{data} says what data.{place} is: leave the setting out.")
-            changes[place] = data
-        for name, other in (
-            ("label_delimiter", "label_columns"),
-            ("label_columns", "label_delimiter"),
-            ("group_pattern", "group_column"),
-        ):
-            if settings.get(name) is not None:  # two ways to say the same
-                changes[other] = None
-        reading = dataclasses.replace(copy.deepcopy(own), **(changes | dict(settings)))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of settings of the training that have no effect here
-            Config(data=reading).validate()
-        return reading
+            if settings:
+                raise ConfigError(
+                    f"{next(iter(settings))}= is for reading other clips; the {data} clips are read already."
+                )
+            return choose_rows(table, rows)
+        return read_new_clips(data, self.config, self.labels, self.task, settings, rows)
 
     def _known_splits(self) -> Splits:
         splits = self.splits
@@ -1054,92 +954,3 @@ def _data_settings(config: Config | None, options: dict[str, Any]) -> DataConfig
     """The data settings that a constructor will use, before it has copied them."""
     chosen = options.get("data_config") or (config.data if config is not None else None)
     return chosen if isinstance(chosen, DataConfig) else DataConfig()
-
-
-def _label_settings(data: DataConfig) -> dict[str, Any]:
-    """What ``build_manifest`` is told of labels, groups, splits and folds."""
-    return {
-        "multi_label": data.multi_label,
-        "label_delimiter": data.label_delimiter,
-        "label_columns": data.label_columns,
-        "background_labels": data.background_labels,
-        "unlisted": data.unlisted_labels,
-        "group_column": data.group_column,
-        "group_pattern": data.group_pattern,
-        "split_column": data.split_column,
-        "fold_column": data.fold_column,
-    }
-
-
-def _read_table(data: DataConfig, seed: int) -> pd.DataFrame:
-    """Read the clips that ``data`` names: annotated recordings, a CSV, or a folder of class folders."""
-    if data.annotations is not None:
-        return window_clips(
-            read_annotations(
-                data.annotations,
-                audio_dir=data.data_dir,
-                label_column=None if data.label_column == "category" else data.label_column,
-            ),
-            window_s=data.window_s,
-            hop_s=data.hop_s,
-            min_overlap_s=data.min_overlap_s,
-            max_empty_ratio=data.max_empty_ratio,
-            seed=seed,
-        )
-    if data.metadata_file is None:
-        assert data.data_dir is not None
-        return scan_directory_dataset(
-            data.data_dir, data.audio_extensions, label_delimiter=data.label_delimiter
-        )
-    csv_path = Path(data.metadata_file)
-    if not csv_path.is_file() and data.data_dir is not None:
-        csv_path = Path(data.data_dir) / csv_path
-    return load_csv_dataset(
-        csv_path,
-        audio_column=data.audio_column,
-        label_column=data.label_column,
-        label_columns=data.label_columns,
-        data_dir=data.data_dir,
-    )
-
-
-def _chosen_rows(table: pd.DataFrame, rows: Mapping[str, Any] | None, what: str) -> pd.DataFrame:
-    """The rows of a table that have the given values, compared as text, in the given columns."""
-    for column, value in (rows or {}).items():
-        if column not in table.columns:
-            raise DatasetError(
-                f"There is no column {column!r} in {what}.{nearest_name(column, map(str, table.columns))} "
-                f"Its columns: {', '.join(map(str, table.columns))}."
-            )
-        texts = table[column].astype(str)
-        if not (texts == str(value)).any():
-            raise DatasetError(
-                f"No row of {what} has {str(value)!r} in {column!r}. Its values: "
-                f"{', '.join(sorted(texts.unique())[:10])}."
-            )
-        table = table[texts == str(value)]
-    return table if rows is None else table.reset_index(drop=True)
-
-
-def _is_checked(table: pd.DataFrame, task: Task) -> bool:
-    """Whether a table is rows of a manifest, as ``BEATsTrainer.dataset`` gives them."""
-    ids = {"target"} if task == "single" else {"present", "unknown"}
-    return {"path", "filename", "category", *ids} <= set(table.columns)
-
-
-def _scan_directory(data_dir: PathLike, data: DataConfig) -> pd.DataFrame:
-    table = scan_directory_dataset(
-        data_dir, data.audio_extensions, label_delimiter=data.label_delimiter
-    )
-    _refuse_empty_classes(table)
-    return table
-
-
-def _refuse_empty_classes(table: pd.DataFrame) -> None:
-    empty = table.attrs.get("empty_classes")
-    if empty:
-        raise DatasetError(
-            f"{len(empty)} class folders of {table.attrs['data_dir']} have no audio files: "
-            f"{', '.join(empty[:10])}. Put clips into them, or remove them: a class cannot be learned from "
-            "nothing."
-        )
