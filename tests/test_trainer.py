@@ -345,7 +345,7 @@ def test_predict_names_the_right_class_with_a_score_for_each(trained, tones):
 
     table = trainer.predict(files_of(tones, "high"))
 
-    assert list(table.columns) == ["file", "label", "score", "high", "low", "middle"]
+    assert list(table.columns) == ["file", "label", "score", "detected", "high", "low", "middle"]
     assert (table["label"] == "high").mean() >= 0.8
     np.testing.assert_allclose(table[["high", "low", "middle"]].sum(axis=1), 1.0, rtol=1e-5)
     assert trainer.predict(files_of(tones)[0])["file"].tolist() == files_of(tones)[:1]

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from beats_trainer.audio import load_audio
+from beats_trainer.checkpoints import BEATsForAudioClassification
 from beats_trainer.config import Config
 from beats_trainer.constants import SAMPLE_RATE
 from beats_trainer.datasets import Splits, Task, targets_of
@@ -38,6 +39,7 @@ from beats_trainer.training.session import Outcome, ScoredSplit, groups_of
 __all__ = [
     "NAMES_OF_METRICS",
     "class_balance",
+    "describe_evaluation",
     "describe_training",
     "find_mistakes",
     "headline",
@@ -103,6 +105,47 @@ def describe_training(outcome: Outcome, config: Config, title: str) -> Report:
         duration_s=outcome.duration_s,
         notes=list(outcome.notes),
         interval_note="" if scored is None else how_intervals_are_made(scored),
+        command=command(),
+    )
+
+
+def describe_evaluation(
+    scored: ScoredSplit, classifier: BEATsForAudioClassification, source: str
+) -> Report:
+    """Put together what the report of a measurement shows: a trained model on labelled clips.
+
+    Args:
+        scored: The clips with the model's scores.
+        classifier: The model.
+        source: What the clips are, for the reader: a folder, a table, ``"test"``.
+    """
+    task, labels, table = classifier.task, classifier.labels, scored.table
+    none, where = table.iloc[:0], _short_name(source)
+    splits = Splits(none, none, table, list(labels), "", task)
+    name = "evaluated clips"
+    thresholds = classifier.thresholds
+    decided = (
+        "the most likely class of each counts"
+        if task == "single"
+        else "the classes that reach the model's thresholds count"
+        if thresholds
+        else "the classes that reach a score of 0.5 count"
+    )
+    return Report(
+        title=f"Evaluation on {where}",
+        summary=f"A trained model was measured on {len(table)} clips of {where}; {decided}.",
+        **scores_of(scored, task),
+        headline=headline(scored.metrics, scored.intervals, name),
+        interval_note=how_intervals_are_made(scored),
+        task=task,
+        labels=labels,
+        reliability={name: _reliability(scored.probabilities, scored, task)},
+        balance={name: class_balance(splits)["test"]},
+        mistakes=find_mistakes(scored, splits, classifier.beats),
+        thresholds=None if thresholds is None else dict(thresholds),
+        configuration={"model": dict(classifier.provenance)},
+        versions=versions(),
+        hardware=hardware(),
         command=command(),
     )
 
