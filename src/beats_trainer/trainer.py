@@ -160,7 +160,6 @@ class BEATsTrainer:
         self._model: BEATsForAudioClassification | None = None
         self._is_trained = False
         self._splits: Splits | None = None
-        self._folds: list[FoldSplit] | None = None
         self.config.validate()
 
         if isinstance(dataset, Splits):
@@ -462,7 +461,7 @@ class BEATsTrainer:
         trainer.config.training.device = device
         trainer.labels = list(trainer._model.labels)
         trainer.task = trainer._model.task
-        trainer.manifest, trainer._folds, trainer.augment = None, None, None
+        trainer.manifest, trainer.augment = None, None
         trainer._splits = run.read_splits(trainer.labels, trainer.task)
         trainer.log_dir = Path("logs")
         trainer._check_config()

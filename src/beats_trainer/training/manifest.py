@@ -45,7 +45,7 @@ def read_manifest(config: Config, dataset: pd.DataFrame | Manifest | None = None
         ['cat', 'dog']
     """
     data = config.data
-    table = read_table(config) if dataset is None else dataset
+    table = _read(config) if dataset is None else dataset
     if isinstance(table, pd.DataFrame):
         columns: dict[str, Any] = {
             "audio_column": data.audio_column,
@@ -95,14 +95,16 @@ def scan_classes(data_dir: str | os.PathLike[str], data: DataConfig) -> pd.DataF
     return table
 
 
-def read_table(config: Config) -> pd.DataFrame:
-    """Read the clips that ``config.data`` names, with columns ``filename`` and ``category``.
+def read_table(data: DataConfig, seed: int = 0) -> pd.DataFrame:
+    """Read the clips that ``data`` names: annotated recordings, a CSV, or a folder of class folders.
+
+    Args:
+        data: One of ``annotations``, ``metadata_file`` and ``data_dir`` says where they are.
+        seed: Of the choice among empty windows of annotated recordings.
 
     Raises:
-        ConfigError: If no setting says where the clips are.
-        DatasetError: If the clips cannot be used.
+        DatasetError: If they cannot be read.
     """
-    data = config.data
     if data.annotations is not None:
         return window_clips(
             read_annotations(
@@ -114,16 +116,13 @@ def read_table(config: Config) -> pd.DataFrame:
             hop_s=data.hop_s,
             min_overlap_s=data.min_overlap_s,
             max_empty_ratio=data.max_empty_ratio,
-            seed=config.seed,
-        )
-    if data.metadata_file is None and data.data_dir is None:
-        raise ConfigError(
-            "There is no data to train on: set data.data_dir (a folder with one folder per class) or "
-            "data.metadata_file (a CSV), pass a DataFrame, or use BEATsTrainer.from_directory."
+            seed=seed,
         )
     if data.metadata_file is None:
         assert data.data_dir is not None
-        return scan_classes(data.data_dir, data)
+        return scan_directory_dataset(
+            data.data_dir, data.audio_extensions, label_delimiter=data.label_delimiter
+        )
     csv_path = Path(data.metadata_file)
     if not csv_path.is_file() and data.data_dir is not None:
         csv_path = Path(data.data_dir) / csv_path
@@ -134,3 +133,16 @@ def read_table(config: Config) -> pd.DataFrame:
         label_columns=data.label_columns,
         data_dir=data.data_dir,
     )
+
+
+def _read(config: Config) -> pd.DataFrame:
+    """Read what ``config.data`` names, to train on."""
+    data = config.data
+    if data.annotations is None and data.metadata_file is None:
+        if data.data_dir is None:
+            raise ConfigError(
+                "There is no data to train on: set data.data_dir (a folder with one folder per class) or "
+                "data.metadata_file (a CSV), pass a DataFrame, or use BEATsTrainer.from_directory."
+            )
+        return scan_classes(data.data_dir, data)
+    return read_table(data, config.seed)

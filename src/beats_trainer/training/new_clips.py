@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from beats_trainer.config import Config, DataConfig
-from beats_trainer.datasets import Manifest, Task, build_manifest, scan_directory_dataset
+from beats_trainer.datasets import Manifest, Task, build_manifest
 from beats_trainer.datasets.labels import nearest_name
 from beats_trainer.datasets.renumber import renumber_clips
 from beats_trainer.errors import ConfigError, DatasetError
@@ -79,13 +79,8 @@ def read_new_clips(
             columns = {"audio_column": reading.audio_column, "label_column": reading.label_column}
         else:  # then in the columns that the library's own tables have
             reading.label_columns = None
-    elif reading.annotations is None and reading.metadata_file is None:
-        assert reading.data_dir is not None
-        table = scan_directory_dataset(  # a class without clips is only not measured
-            reading.data_dir, reading.audio_extensions, label_delimiter=reading.label_delimiter
-        )
     else:
-        table = read_table(Config(data=reading, seed=config.seed))
+        table = read_table(reading, config.seed)
     table = choose_rows(table, rows)
     for name in _SPLIT_COLUMNS:  # what the training's table had for its splits, this need not have
         if getattr(reading, name) not in table.columns:
