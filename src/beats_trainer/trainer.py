@@ -35,16 +35,12 @@ from beats_trainer.datasets import (
     build_manifest,
     download_esc50,
     fold_splits,
-    load_csv_dataset,
     load_dataset,
     load_esc50,
     load_split_csvs,
     load_split_directories,
     load_urbansound8k,
-    read_annotations,
-    scan_directory_dataset,
     split_manifest,
-    window_clips,
 )
 from beats_trainer.errors import BEATsTrainerError, ConfigError, DatasetError
 from beats_trainer.feature_extractor import BEATsFeatureExtractor
@@ -62,6 +58,7 @@ from beats_trainer.training.build import (
 )
 from beats_trainer.training.cross_validation import cross_validate
 from beats_trainer.training.embedded import EmbeddingCache, encoding_batch_size
+from beats_trainer.training.manifest import label_settings, read_manifest, scan_classes
 from beats_trainer.training.report import class_balance, describe_training
 from beats_trainer.training.result import CrossValidationResult, TrainResult
 from beats_trainer.training.run_folder import SPLIT_NAMES, RunFolder
@@ -167,7 +164,7 @@ class BEATsTrainer:
             self.task: Task = dataset.task
             self.labels = list(dataset.labels)
         else:
-            self.manifest = self._checked(self._read_dataset() if dataset is None else dataset)
+            self.manifest = read_manifest(self.config, dataset)
             self.task = self.manifest.task
             self.labels = list(self.manifest.labels)
         self._check_config()
@@ -211,7 +208,7 @@ class BEATsTrainer:
             **options: As for the class.
         """
         settings = _data_settings(config, options)
-        return cls(_scan_directory(data_dir, settings), data_dir, config, **options)
+        return cls(scan_classes(data_dir, settings), data_dir, config, **options)
 
     @classmethod
     def from_annotations(
@@ -296,7 +293,7 @@ class BEATsTrainer:
             data_dir=data_dir,
             audio_column=audio_column or settings.audio_column,
             label_column=label_column or settings.label_column,
-            **_label_settings(settings),
+            **label_settings(settings),
         )
         return cls(manifest, data_dir, config, **options)
 
@@ -398,7 +395,7 @@ class BEATsTrainer:
             audio_extensions=settings.audio_extensions,
             label_delimiter=settings.label_delimiter,
         )
-        manifest = build_manifest(pd.concat(tables.values()), **_label_settings(settings))
+        manifest = build_manifest(pd.concat(tables.values()), **label_settings(settings))
         return cls(manifest, None, config, **options)
 
     @classmethod
@@ -434,7 +431,7 @@ class BEATsTrainer:
             audio_column=audio_column or settings.audio_column,
             label_column=label_column or settings.label_column,
         )
-        manifest = build_manifest(pd.concat(tables.values()), data_dir, **_label_settings(settings))
+        manifest = build_manifest(pd.concat(tables.values()), data_dir, **label_settings(settings))
         return cls(manifest, data_dir, config, **options)
 
     @classmethod
@@ -818,62 +815,6 @@ class BEATsTrainer:
         except ValueError as error:
             raise ConfigError(f"training.device: {error}") from error
 
-    def _read_dataset(self) -> pd.DataFrame | Manifest:
-        """Read what ``config.data`` names."""
-        data = self.config.data
-        if data.annotations is not None:
-            return window_clips(
-                read_annotations(
-                    data.annotations,
-                    audio_dir=data.data_dir,
-                    label_column=None if data.label_column == "category" else data.label_column,
-                ),
-                window_s=data.window_s,
-                hop_s=data.hop_s,
-                min_overlap_s=data.min_overlap_s,
-                max_empty_ratio=data.max_empty_ratio,
-                seed=self.config.seed,
-            )
-        if data.metadata_file is None and data.data_dir is None:
-            raise ConfigError(
-                "There is no data to train on: set data.data_dir (a folder with one folder per class) "
-                "or data.metadata_file (a CSV), pass a DataFrame, or use BEATsTrainer.from_directory."
-            )
-        if data.metadata_file is None:
-            assert data.data_dir is not None
-            table = _scan_directory(data.data_dir, data)
-            return build_manifest(table, **_label_settings(data))
-        csv_path = Path(data.metadata_file)
-        if not csv_path.is_file() and data.data_dir is not None:
-            csv_path = Path(data.data_dir) / csv_path
-        table = load_csv_dataset(
-            csv_path,
-            audio_column=data.audio_column,
-            label_column=data.label_column,
-            label_columns=data.label_columns,
-            data_dir=data.data_dir,
-        )
-        return build_manifest(table, data.data_dir, **_label_settings(data))
-
-    def _checked(self, dataset: pd.DataFrame | Manifest) -> Manifest:
-        data = self.config.data
-        if isinstance(dataset, pd.DataFrame):
-            columns: dict[str, Any] = {
-                "audio_column": data.audio_column,
-                "label_column": data.label_column,
-            }
-            if data.annotations is not None:
-                columns = {}  # windows have the library's own
-            dataset = build_manifest(
-                dataset, data_dir=data.data_dir, **columns, **_label_settings(data)
-            )
-        if not isinstance(dataset, Manifest):
-            raise TypeError(
-                "BEATsTrainer takes a DataFrame, a Manifest, Splits or a Config, not "
-                f"{type(dataset).__name__}. BEATsTrainer.from_directory reads a folder, from_csv a CSV."
-            )
-        return dataset
-
     def _known_folds(self, folds: int | str | None) -> list[FoldSplit]:
         """The folds that were asked for."""
         if self.manifest is None:
@@ -915,7 +856,7 @@ class BEATsTrainer:
             label_column=label,
             labels=self.labels,
             min_classes=1,
-            **_label_settings(columns),
+            **label_settings(columns),
         ).table
 
     def _known_splits(self) -> Splits:
@@ -958,31 +899,3 @@ def _data_settings(config: Config | None, options: dict[str, Any]) -> DataConfig
     """The data settings that a constructor will use, before it has copied them."""
     chosen = options.get("data_config") or (config.data if config is not None else None)
     return chosen if isinstance(chosen, DataConfig) else DataConfig()
-
-
-def _label_settings(data: DataConfig) -> dict[str, Any]:
-    """What ``build_manifest`` is told of labels, groups, splits and folds."""
-    return {
-        "multi_label": data.multi_label,
-        "label_delimiter": data.label_delimiter,
-        "label_columns": data.label_columns,
-        "background_labels": data.background_labels,
-        "unlisted": data.unlisted_labels,
-        "group_column": data.group_column,
-        "group_pattern": data.group_pattern,
-        "split_column": data.split_column,
-        "fold_column": data.fold_column,
-    }
-
-
-def _scan_directory(data_dir: PathLike, data: DataConfig) -> pd.DataFrame:
-    table = scan_directory_dataset(
-        data_dir, data.audio_extensions, label_delimiter=data.label_delimiter
-    )
-    empty = table.attrs.get("empty_classes")
-    if empty:
-        raise DatasetError(
-            f"{len(empty)} class folders of {data_dir} have no audio files: {', '.join(empty[:10])}. "
-            "Put clips into them, or remove them: a class cannot be learned from nothing."
-        )
-    return table

@@ -6,7 +6,9 @@ Shapes in this file: N clips, C classes.
 """
 
 import dataclasses
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,12 +28,12 @@ from beats_trainer.reports import (
     precision_recall_points,
     reliability,
 )
-from beats_trainer.reports.environment import hardware, versions
+from beats_trainer.reports.environment import command, hardware, versions
 from beats_trainer.reports.html import Figure, Mistake, ReliabilityPoints, Report
 from beats_trainer.training.embedded import clips_of
 from beats_trainer.training.losses import soft_targets
 from beats_trainer.training.run_folder import SPLIT_NAMES
-from beats_trainer.training.session import Outcome, ScoredSplit
+from beats_trainer.training.session import Outcome, ScoredSplit, groups_of
 
 __all__ = [
     "NAMES_OF_METRICS",
@@ -39,6 +41,7 @@ __all__ = [
     "describe_training",
     "find_mistakes",
     "headline",
+    "how_intervals_are_made",
     "scores_of",
 ]
 
@@ -98,7 +101,9 @@ def describe_training(outcome: Outcome, config: Config, title: str) -> Report:
         versions=versions(),
         hardware=hardware(),
         duration_s=outcome.duration_s,
-        notes=[splits.how, *outcome.notes],
+        notes=list(outcome.notes),
+        interval_note="" if scored is None else how_intervals_are_made(scored),
+        command=command(),
     )
 
 
@@ -184,7 +189,7 @@ def find_mistakes(
             fbank = beats.fbank(torch.from_numpy(padded)[None].to(_device(beats)))[0]
         mistakes.append(
             Mistake(
-                file=str(scored.table["filename"].iloc[row]),
+                file=_short_name(str(scored.table["filename"].iloc[row])),
                 start_time=clip.start_s,
                 duration_s=len(waveform) / SAMPLE_RATE,
                 truth=truth,
@@ -249,9 +254,9 @@ def _in_words(outcome: Outcome, config: Config, name: str) -> str:
         "scratch": "The whole network was trained from random weights",
     }[str(config.model.mode)]
     splits = outcome.splits
-    kept = outcome.fitted.best_epoch + 1
+    kept = outcome.fitted.best_epoch
     chosen = (
-        f"epoch {kept} of {len(outcome.fitted.history)} was kept, the best by "
+        f"of {len(outcome.fitted.history)} epochs, epoch {kept} (counted from 0) was kept, the best by "
         f"{config.training.monitor_metric} on {len(splits.val)} validation clips"
         if len(splits.val)
         else f"the last of {len(outcome.fitted.history)} epochs was kept, without validation clips"
@@ -264,4 +269,25 @@ def _in_words(outcome: Outcome, config: Config, name: str) -> str:
     }[name]
     if not outcome.scored:
         measured = "Nothing was measured: there are neither validation nor test clips."
-    return f"{what} with {len(splits.train)} clips of {len(splits.labels)} classes; {chosen}. {measured}"
+    return (
+        f"{what} with {len(splits.train)} clips of {len(splits.labels)} classes; {chosen}. {measured} "
+        f"{splits.how}"
+    )
+
+
+def how_intervals_are_made(scored: ScoredSplit) -> str:
+    """What the intervals beside the figures are, for the reader."""
+    groups = groups_of(scored.table)
+    if not scored.intervals:
+        return ""
+    what = (
+        f"the {len(scored.table)} clips"
+        if groups is None
+        else f"the {len(set(groups))} groups that the {len(scored.table)} clips belong to"
+    )
+    return f"Intervals: 95 %, by resampling {what} (bootstrap)."
+
+
+def _short_name(file: str) -> str:
+    """Enough of a file's name to find it by: of a whole path, the folder and the name."""
+    return os.path.join(*Path(file).parts[-2:]) if os.path.isabs(file) else file
