@@ -999,10 +999,26 @@ def _settings_without_effect(config: Config) -> Iterator[str]:
                 f"{name} has no effect: a head on a frozen backbone is fitted on embeddings of whole "
                 "clips, which are made once."
             )
+    yield from _augmentation_without_effect(config.augmentation)
     if config.data.unlisted_labels != "absent" and not is_multi_label(config.data):
         yield "data.unlisted_labels has no effect: each clip has exactly one class."
     if training.gpus is not None:
         yield "training.gpus has no effect: set training.device, for example to 'cuda' or 'cpu'."
+
+
+def _augmentation_without_effect(augmentation: AugmentationConfig) -> Iterator[str]:
+    """Details of a change that is off."""
+    defaults = AugmentationConfig()
+    for names, switch in (
+        (("mixup_probability",), "mixup_alpha"),
+        (("background_snr_db", "background_probability"), "background_dir"),
+        (("max_time_mask",), "num_time_masks"),
+        (("max_freq_mask",), "num_freq_masks"),
+    ):
+        for name in names:
+            is_changed = getattr(augmentation, name) != getattr(defaults, name)
+            if is_changed and not getattr(augmentation, switch):
+                yield f"augmentation.{name} has no effect without augmentation.{switch}."
 
 
 def is_multi_label(data: DataConfig) -> bool:

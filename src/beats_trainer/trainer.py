@@ -843,7 +843,7 @@ class BEATsTrainer:
         """
         model = self._trained_model()
         path = model.save_pretrained(folder, metrics=model.provenance.get("metrics"))
-        RunFolder(path).write_plan(self.config, self.splits)
+        RunFolder(path).write_plan(self._resolved(), self.splits)
         return path
 
     @property

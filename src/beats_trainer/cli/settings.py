@@ -29,7 +29,7 @@ from beats_trainer.config import (
 )
 from beats_trainer.errors import ConfigError
 
-__all__ = ["add_settings", "read_settings"]
+__all__ = ["add_settings", "print_settings", "read_settings"]
 
 _SHORT_NAMES = {
     "data.audio_column": "--audio-column",
@@ -153,6 +153,38 @@ def read_settings(arguments: argparse.Namespace, **settings: Any) -> Config:
             branch = tree.setdefault(section[0], {}) if section else tree
             branch[field] = value
         return Config.from_dict(tree)
+
+
+def print_settings(config: Config) -> None:
+    """Print a config as YAML, which ``--config`` reads back.
+
+    What is left to the mode's preset stays ``null``, so that it follows the mode where that is changed; a
+    comment says what it is now.
+    """
+    import yaml
+
+    chosen = [
+        f"#   {name}: {value:g}"
+        for name, value in _preset_values(config).items()
+        if _value_of(config, name) is None
+    ]
+    if chosen:
+        print(f"# Mode {config.model.resolved_mode} sets, where null stands:", *chosen, sep="\n")
+    print(yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True), end="")
+
+
+def _preset_values(config: Config) -> dict[str, float]:
+    """What the mode sets, by dotted name."""
+    values = dataclasses.asdict(config.preset())
+    del values["source"]
+    return {
+        f"{'data' if name == 'batch_size' else 'training'}.{name}": values[name] for name in values
+    }
+
+
+def _value_of(config: Config, name: str) -> Any:
+    section, field = name.split(".")
+    return getattr(getattr(config, section), field)
 
 
 def _parse(text: str, hint: Any) -> Any:
