@@ -12,6 +12,7 @@ import copy
 import logging
 import os
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -60,6 +61,7 @@ from beats_trainer.training.build import (
     build_encoder,
     require_base,
 )
+from beats_trainer.training.checks import check_before_training
 from beats_trainer.training.cross_validation import cross_validate
 from beats_trainer.training.embedded import EmbeddingCache, encoding_batch_size
 from beats_trainer.training.report import class_balance, describe_training
@@ -158,7 +160,7 @@ class BEATsTrainer:
         self._model: BEATsForAudioClassification | None = None
         self._is_trained = False
         self._splits: Splits | None = None
-        self._folds: list[FoldSplit] | None = None
+        self._folds: dict[tuple[Any, ...], list[FoldSplit]] = {}
         self.config.validate()
 
         if isinstance(dataset, Splits):
@@ -462,7 +464,7 @@ class BEATsTrainer:
         trainer.task = "single"
         if trainer._model.activation == "sigmoid" and is_multi_label(trainer.config.data):
             trainer.task = "multi"
-        trainer.manifest, trainer._folds, trainer.augment = None, None, None
+        trainer.manifest, trainer._folds, trainer.augment = None, {}, None
         trainer._splits = run.read_splits(trainer.labels, trainer.task)
         trainer.log_dir = Path("logs")
         trainer._check_config()
@@ -537,6 +539,7 @@ class BEATsTrainer:
         interrupted = self._find_interrupted(resume_from_checkpoint)
         if interrupted is not None:
             interrupted.check_same_plan(config, splits)
+        check_before_training([splits], self.config, config)
         classifier = self._fresh_model()
         run = interrupted or RunFolder.create(self.log_dir, config.experiment_name)
         outcome = train_once(
@@ -613,6 +616,7 @@ class BEATsTrainer:
         fold_list = self._known_folds(self.config.data.folds if folds is None else folds)
         config = self._resolved()
         config.data.folds = config.data.folds if folds is None else folds
+        check_before_training([fold.splits for fold in fold_list], self.config, config)
         interrupted = self._find_interrupted(resume_from_checkpoint)
         run = interrupted or RunFolder.create(self.log_dir, config.experiment_name)
         run.write_plan(config, None)
@@ -841,6 +845,13 @@ class BEATsTrainer:
             )
         if data.metadata_file is None:
             assert data.data_dir is not None
+            for name, usual in (("audio_column", "filename"), ("label_column", "category")):
+                if getattr(data, name) != usual:
+                    warnings.warn(
+                        f"data.{name} has no effect: the clips of a folder are labelled by the folders that "
+                        "they are in, and there is no table.",
+                        stacklevel=2,
+                    )
             table = _scan_directory(data.data_dir, data)
             return build_manifest(table, **_label_settings(data))
         csv_path = Path(data.metadata_file)
@@ -887,12 +898,15 @@ class BEATsTrainer:
                 "folds='official' needs a column of folds, and the table has none. Name it with "
                 "data.fold_column, or give a number of folds to be made."
             )
-        return fold_splits(
-            self.manifest,
-            None if folds == "official" else folds,  # type: ignore[arg-type]  # checked there
-            val_split=data.val_split,
-            seed=self.config.seed,
-        )
+        asked = (folds, data.val_split, self.config.seed)
+        if asked not in self._folds:  # else made, and warned of, before
+            self._folds[asked] = fold_splits(
+                self.manifest,
+                None if folds == "official" else folds,  # type: ignore[arg-type]  # checked there
+                val_split=data.val_split,
+                seed=self.config.seed,
+            )
+        return self._folds[asked]
 
     def _labelled(self, data: str | PathLike | pd.DataFrame | Manifest) -> pd.DataFrame:
         """The rows to evaluate on, with the model's class ids."""
