@@ -826,6 +826,11 @@ class BEATsTrainer:
         """Read what ``config.data`` names."""
         data = self.config.data
         if data.annotations is not None:
+            if data.metadata_file is not None:
+                raise ConfigError(
+                    f"data.annotations ({data.annotations}) and data.metadata_file ({data.metadata_file}) each "
+                    "say what the clips are: set one of them. data.data_dir is the folder of the recordings."
+                )
             return window_clips(
                 read_annotations(
                     data.annotations,
