@@ -54,7 +54,10 @@ def check_before_training(rounds: Sequence[Splits], asked: Config, config: Confi
                     stacklevel=3,
                 )
     tables = [
-        table for splits in rounds for table in (splits.train, splits.val, splits.test) if len(table)
+        table
+        for splits in rounds
+        for table in (splits.train, splits.val, splits.test)
+        if len(table)
     ]
     _refuse_unreadable(tables, max(1, config.data.num_workers))
 

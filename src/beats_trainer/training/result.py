@@ -83,7 +83,12 @@ class TrainResult(_Result):
         else:
             named = {"accuracy": "accuracy", "f1": "macro F1", "loss": "loss"}
             if "test_micro_f1" in self.test_results:  # any number of classes per clip
-                named = {"map": "mAP", "f1": "macro F1", "accuracy": "all classes right", "loss": "loss"}
+                named = {
+                    "map": "mAP",
+                    "f1": "macro F1",
+                    "accuracy": "all classes right",
+                    "loss": "loss",
+                }
             figures = [
                 f"{word} {self.test_results[f'test_{name}']:.3f}{_range(self.test_intervals.get(name))}"
                 for name, word in named.items()
