@@ -54,6 +54,7 @@ from beats_trainer.training.build import (
     build_encoder,
     require_base,
 )
+from beats_trainer.training.checks import check_before_training
 from beats_trainer.training.cross_validation import cross_validate
 from beats_trainer.training.embedded import EmbeddingCache, encoding_batch_size
 from beats_trainer.training.manifest import label_settings, read_manifest, scan_classes
@@ -160,6 +161,7 @@ class BEATsTrainer:
         self._model: BEATsForAudioClassification | None = None
         self._is_trained = False
         self._splits: Splits | None = None
+        self._folds: dict[tuple[Any, ...], list[FoldSplit]] = {}
         self.config.validate()
 
         if isinstance(dataset, Splits):
@@ -461,7 +463,7 @@ class BEATsTrainer:
         trainer.config.training.device = device
         trainer.labels = list(trainer._model.labels)
         trainer.task = trainer._model.task
-        trainer.manifest, trainer.augment = None, None
+        trainer.manifest, trainer._folds, trainer.augment = None, {}, None
         trainer._splits = run.read_splits(trainer.labels, trainer.task)
         trainer.log_dir = Path("logs")
         trainer._check_config()
@@ -536,6 +538,7 @@ class BEATsTrainer:
         interrupted = self._find_interrupted(resume_from_checkpoint)
         if interrupted is not None:
             interrupted.check_same_plan(config, splits)
+        check_before_training([splits], self.config, config)
         classifier = self._fresh_model()
         run = interrupted or RunFolder.create(self.log_dir, config.experiment_name)
         outcome = train_once(
@@ -612,6 +615,7 @@ class BEATsTrainer:
         fold_list = self._known_folds(self.config.data.folds if folds is None else folds)
         config = self._resolved()
         config.data.folds = config.data.folds if folds is None else folds
+        check_before_training([fold.splits for fold in fold_list], self.config, config)
         interrupted = self._find_interrupted(resume_from_checkpoint)
         run = interrupted or RunFolder.create(self.log_dir, config.experiment_name)
         run.write_plan(config, None)
@@ -888,12 +892,15 @@ class BEATsTrainer:
                 "folds='official' needs a column of folds, and the table has none. Name it with "
                 "data.fold_column, or give a number of folds to be made."
             )
-        return fold_splits(
-            self.manifest,
-            None if folds == "official" else folds,  # type: ignore[arg-type]  # checked there
-            val_split=data.val_split,
-            seed=self.config.seed,
-        )
+        asked = (folds, data.val_split, self.config.seed)
+        if asked not in self._folds:  # else made, and warned of, before
+            self._folds[asked] = fold_splits(
+                self.manifest,
+                None if folds == "official" else folds,  # type: ignore[arg-type]  # checked there
+                val_split=data.val_split,
+                seed=self.config.seed,
+            )
+        return self._folds[asked]
 
     def _labelled(
         self,
