@@ -129,7 +129,7 @@ def test_wrong_labels_do_not_hurt_where_they_are_marked_unknown(mixtures, base, 
 
     flipped = np.where(is_wrong, 1.0 - truth[:, 0], truth[:, 0])
 
-    assert test_precision(np.where(is_wrong, np.nan, flipped), "unknown") > 0.9
+    assert test_precision(np.where(is_wrong, np.nan, flipped), "unknown") > 0.8
     assert test_precision(flipped, "wrong") < 0.6
 
 
