@@ -147,17 +147,24 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 @contextlib.contextmanager
 def _messages_on_stderr(debug: bool) -> Iterator[None]:
-    """Show the library's log and warnings as plain lines; standard output is for results."""
+    """Show the library's log and warnings as plain lines, each warning once; standard output is for results."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("beats_trainer")
-    level_before, shown_before = logger.level, warnings.formatwarning
+    level_before, show_before = logger.level, warnings.showwarning
+    shown: set[str] = set()
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        if str(message) not in shown:  # settings are checked more than once on their way
+            shown.add(str(message))
+            print(f"Warning: {message}", file=sys.stderr)
+
     logger.addHandler(handler)
     logger.setLevel(logging.DEBUG if debug else logging.INFO)
-    warnings.formatwarning = lambda message, *_, **__: f"Warning: {message}\n"
+    warnings.showwarning = show
     try:
         yield
     finally:
-        warnings.formatwarning = shown_before
+        warnings.showwarning = show_before
         logger.setLevel(level_before)
         logger.removeHandler(handler)
