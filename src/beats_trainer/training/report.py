@@ -152,23 +152,27 @@ def describe_evaluation(
 
 
 def headline(metrics: Metrics, intervals: Mapping[str, Interval], split: str) -> list[Figure]:
-    """The single numbers of a split, with their intervals."""
+    """The single numbers of a split, with their intervals; the one that counts most comes first."""
+    names = NAMES_OF_METRICS
+    if isinstance(metrics, MultiLabelMetrics):
+        names = {"map": names["map"], "micro_f1": names["micro_f1"]} | names
+        names["accuracy"] = "All classes right"
     figures = []
     for name, value in metrics.summary(split).items():
         short = name.removeprefix(f"{split}_")
-        if short not in NAMES_OF_METRICS or not np.isfinite(value):
+        if short not in names or not np.isfinite(value):
             continue
         interval = intervals.get(short)
         figures.append(
             Figure(
-                NAMES_OF_METRICS[short],
+                names[short],
                 float(value),
                 None if interval is None else interval.low,
                 None if interval is None else interval.high,
                 note={"val": "validation clips", "test": "test clips"}.get(split, split),
             )
         )
-    order = list(NAMES_OF_METRICS.values())
+    order = list(names.values())
     return sorted(figures, key=lambda figure: order.index(figure.name))
 
 
