@@ -10,7 +10,9 @@ Shapes in this file: N clips, D width of an embedding.
 
 import copy
 import logging
+import multiprocessing
 import os
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,6 +64,7 @@ from beats_trainer.training.build import (
 )
 from beats_trainer.training.cross_validation import cross_validate
 from beats_trainer.training.embedded import EmbeddingCache, encoding_batch_size
+from beats_trainer.training.loggers import require_loggers
 from beats_trainer.training.report import class_balance, describe_training
 from beats_trainer.training.result import CrossValidationResult, TrainResult
 from beats_trainer.training.run_folder import SPLIT_NAMES, RunFolder
@@ -171,6 +174,7 @@ class BEATsTrainer:
             self.task = self.manifest.task
             self.labels = list(self.manifest.labels)
         self._check_config()
+        require_loggers(self.config)
         if self.config.augmentation.is_on:
             augmentation_from(self.config)  # its background recordings are looked at now
         expected = self.config.model.num_classes
@@ -533,6 +537,7 @@ class BEATsTrainer:
         start = time.monotonic()
         splits = self._known_splits()
         self._check_config()  # settings are mutable: they may have changed since
+        require_loggers(self.config)
         config = self._resolved()
         interrupted = self._find_interrupted(resume_from_checkpoint)
         if interrupted is not None:
@@ -610,12 +615,16 @@ class BEATsTrainer:
             {'mean': 0.95, 'std': 0.01, 'pooled': 0.95}
         """
         self._check_config()
+        require_loggers(self.config)
         fold_list = self._known_folds(self.config.data.folds if folds is None else folds)
         config = self._resolved()
         config.data.folds = config.data.folds if folds is None else folds
         interrupted = self._find_interrupted(resume_from_checkpoint)
+        if interrupted is not None:
+            interrupted.check_same_plan(config, None)
         run = interrupted or RunFolder.create(self.log_dir, config.experiment_name)
         run.write_plan(config, None)
+        run.remove_leftovers()
         is_frozen = config.model.mode in ("head", "attentive")
         encoder = build_encoder(config)
         caches: Caches | None = None
@@ -806,6 +815,7 @@ class BEATsTrainer:
     def _check_config(self) -> None:
         """Find what is wrong with the settings before anything is done with them."""
         self.config.validate()
+        _check_processes(self.config.training.devices)
         training = self._resolved().training
         known = [f"val_{name}" for name in summary_names(self.task)]
         if training.monitor_metric not in known:
@@ -952,6 +962,21 @@ class BEATsTrainer:
                 "or load a trained model with BEATsTrainer.load(folder)."
             )
         return self.model
+
+
+def _check_processes(devices: int) -> None:
+    """Make sure that processes of training can be started from here."""
+    if devices > 1 and getattr(multiprocessing.current_process(), "_inheriting", False):
+        # We are such a process, which runs the user's script up to here to know its functions.
+        raise BEATsTrainerError(
+            f"Training with training.devices={devices} starts this script again in each process. Put what "
+            'the script does under the line: if __name__ == "__main__":'
+        )
+    if devices > 1 and hasattr(sys, "ps1"):
+        raise ConfigError(
+            f"training.devices={devices} starts processes, which a notebook or an interactive session cannot. "
+            "Write a script, use beats-trainer train --training.devices, or set it to 1."
+        )
 
 
 def _data_settings(config: Config | None, options: dict[str, Any]) -> DataConfig:

@@ -149,6 +149,7 @@ def train_once(
     """
     start = time.monotonic()
     run.write_plan(config, splits)
+    run.remove_leftovers()
     classifier.to(device)
     caches = caches or Caches.for_classifier(classifier, config, splits.task)
     mode = config.model.mode
