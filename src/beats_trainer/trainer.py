@@ -634,10 +634,16 @@ class BEATsTrainer:
             classifier = build_classifier(
                 encoder if is_frozen else build_encoder(config), config, self.labels, self.task
             )
-            if (
-                caches is None or not is_frozen
-            ):  # a frozen encoder hears each clip once, for all folds
-                caches = Caches.for_classifier(classifier, config, self.task)
+            if caches is None or not is_frozen:
+                caches = Caches.for_classifier(classifier.to(self.device), config, self.task)
+                if is_frozen:  # hears each clip once, for all folds
+                    caches.fill(
+                        classifier,
+                        fold_list[0].splits,
+                        config,
+                        progress=progress,
+                        augment=self.augment,
+                    )
             return train_once(
                 classifier,
                 fold.splits,

@@ -177,11 +177,10 @@ def _summarise(
 def _read_finished(folder: RunFolder, fold: FoldSplit) -> tuple[ScoredSplit, float]:
     """The scores that a fold's training left, as it had them in memory."""
     labels, task = fold.splits.labels, fold.splits.task
-    table = pd.read_csv(
-        folder.path / "predictions.csv", keep_default_na=False, float_precision="round_trip"
-    )
+    # As text, which Python reads back to the very number; pandas' own reading may be off by a last digit.
+    table = pd.read_csv(folder.path / "predictions.csv", keep_default_na=False, dtype=str)
     table = table[table["split"] == "test"].drop(columns="split")
-    probabilities = table[table.columns[-len(labels) :]].to_numpy(np.float64)
+    probabilities = table[table.columns[-len(labels) :]].map(float).to_numpy(np.float64)
     report = json.loads((folder.path / "report.json").read_text(encoding="utf-8"))
     thresholds = report["thresholds"]
     test = fold.splits.test

@@ -51,6 +51,8 @@ __all__ = ["FittedNetwork", "fit_network"]
 
 log = logging.getLogger(__name__)
 
+_DAMAGE = (RuntimeError, EOFError, LookupError, ValueError, pickle.UnpicklingError)
+"""What reading half a checkpoint raises."""
 _LOGGERS = ("lightning.pytorch", "lightning.fabric")
 
 
@@ -189,9 +191,9 @@ def _read(path: Path) -> dict[str, Any]:
             f"The run's best checkpoint, {path}, is gone. Put it back; or remove its folder, and the run "
             "starts anew when it is resumed."
         ) from error
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except _DAMAGE as error:
         raise InvalidCheckpointError(
-            f"{path} is damaged ({error}). Remove its folder, and the run starts anew when it is resumed."
+            f"{path} is damaged ({type(error).__name__}). Remove its folder, and the run starts anew when it is resumed."
         ) from error
     return saved
 

@@ -117,6 +117,33 @@ class Caches:
         """Empty ones, for a classifier's encoder."""
         return cls(EmbeddingCache(classifier, config, task), TokenCache(classifier, config, task))
 
+    def fill(
+        self,
+        classifier: BEATsForAudioClassification,
+        splits: Splits,
+        config: Config,
+        *,
+        progress: bool | None = None,
+        augment: ClipChange | None = None,
+    ) -> None:
+        """Encode all clips at once, before the folds ask for theirs.
+
+        Which clips share a batch changes their last digits. A cross-validation that is resumed with its third
+        fold must not batch them otherwise than one that began with its first.
+
+        Args:
+            classifier: With the encoder.
+            splits: All clips, in any division that is the same whenever this is called.
+            config: Which of the caches the mode uses; resolved.
+            progress: Show a bar; ``None`` shows one on a terminal.
+            augment: As for `train_once`.
+        """
+        tables = [table for name in SPLIT_NAMES if len(table := getattr(splits, name))]
+        if config.model.mode == "head":
+            self.embeddings.split(classifier, tables, progress)
+        elif config.model.mode == "attentive" and not _hears_anew(config, augment):
+            self.tokens.split(classifier, tables, progress)
+
 
 def train_once(
     classifier: BEATsForAudioClassification,
@@ -307,6 +334,16 @@ def _fit_attentive(
     return fitted
 
 
+def _hears_anew(config: Config, augment: ClipChange | None) -> bool:
+    """Whether a frozen network must be run in every epoch, because its clips are not always the same."""
+    return (
+        config.augmentation.is_on
+        or augment is not None
+        or config.data.max_duration_s is not None
+        or config.training.devices > 1
+    )
+
+
 def _fit_tokens_or_network(
     classifier: BEATsForAudioClassification,
     splits: Splits,
@@ -318,13 +355,7 @@ def _fit_tokens_or_network(
     progress: bool | None,
     augment: ClipChange | None,
 ) -> "Fitted | FittedNetwork":
-    hears_anew = (
-        config.augmentation.is_on
-        or augment is not None
-        or config.data.max_duration_s is not None
-        or config.training.devices > 1
-    )
-    if config.model.mode == "attentive" and not hears_anew:
+    if config.model.mode == "attentive" and not _hears_anew(config, augment):
         fitted = _fit_attentive(classifier, splits, config, caches, progress)
         if fitted is not None:
             log_history(fitted.history, config, run)
