@@ -327,6 +327,14 @@ class _QuietProcess(Callback):
 
 def _quiet_process() -> _QuietProcess:
     _silence()
+    shown = threading.excepthook
+
+    def hide_closed_queues(failure: Any) -> None:
+        # After Ctrl-C, the thread of a logger finds its queue closed.
+        if not issubclass(failure.exc_type, OSError | EOFError):
+            shown(failure)
+
+    threading.excepthook = hide_closed_queues
     return _QuietProcess()
 
 
@@ -345,9 +353,13 @@ def _raise_own(error: ProcessRaisedException) -> NoReturn:
 
 def _end_processes(trainer: L.Trainer) -> None:
     """After Ctrl-C, or an error in one of several processes, none of the others goes on."""
-    for process in getattr(trainer.strategy.launcher, "procs", ()):
-        if process.is_alive():
-            process.kill()
+    processes = [p for p in getattr(trainer.strategy.launcher, "procs", ()) if p.is_alive()]
+    # A terminal has sent Ctrl-C to them too; who has not heard of it is told, and then made to.
+    for wait_s, number in ((1, signal.SIGINT), (5, getattr(signal, "SIGKILL", signal.SIGTERM))):
+        for process in processes:
+            process.join(wait_s)
+            if process.is_alive() and process.pid is not None:
+                os.kill(process.pid, number)
 
 
 @contextlib.contextmanager
