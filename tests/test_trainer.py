@@ -111,7 +111,7 @@ def test_the_run_folder_holds_all_of_the_run(trained):
 
     assert run == trainer.log_dir / "tones" / "version_0"
     assert Path(result["best_checkpoint"]) == run / "model"
-    assert Config.from_yaml(run / "config.yaml") == trainer.config
+    assert Config.from_yaml(run / "config.yaml") == trainer.config.resolved()
     clips = pd.read_csv(run / "splits.csv")
     assert clips["split"].value_counts().to_dict() == {"train": 18, "val": 6, "test": 6}
     assert len(pd.read_csv(run / "history.csv")) == len(result.history)
@@ -345,7 +345,7 @@ def test_predict_names_the_right_class_with_a_score_for_each(trained, tones):
 
     table = trainer.predict(files_of(tones, "high"))
 
-    assert list(table.columns) == ["file", "label", "score", "high", "low", "middle"]
+    assert list(table.columns) == ["file", "label", "score", "detected", "high", "low", "middle"]
     assert (table["label"] == "high").mean() >= 0.8
     np.testing.assert_allclose(table[["high", "low", "middle"]].sum(axis=1), 1.0, rtol=1e-5)
     assert trainer.predict(files_of(tones)[0])["file"].tolist() == files_of(tones)[:1]
@@ -480,7 +480,7 @@ def test_save_and_load_bring_back_model_settings_and_clips(trained, tones, tmp_p
         loaded = BEATsTrainer.load(source, device="cpu")
 
         assert loaded.labels == trainer.labels
-        assert loaded.config == trainer.config
+        assert loaded.config == trainer.config.resolved()
         assert loaded.test() == pytest.approx(result["test_results"], abs=1e-5)
         pd.testing.assert_frame_equal(
             loaded.predict(files_of(tones)), trainer.predict(files_of(tones))

@@ -52,6 +52,11 @@ def tiny_config(**training):
     )
 
 
+def resolved_training(**training):
+    """Training settings with nothing left open, as the functions that fit take them."""
+    return Config(training=TrainingConfig(**training)).resolved().training
+
+
 def head_config(model_path, **training):
     """A config that fits a head on a frozen encoder."""
     config = tiny_config(**training)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         load_tokenizer,
         validate_checkpoint,
     )
+    from beats_trainer.comparison import Comparison, compare_models
     from beats_trainer.config import Config, DataConfig, ModelConfig, TrainingConfig
     from beats_trainer.feature_extractor import BEATsFeatureExtractor
     from beats_trainer.predictor import BEATsPredictor
@@ -35,10 +36,12 @@ _HOME_OF = {
     "BEATsModel": "beats_trainer.checkpoints",
     "BEATsPredictor": "beats_trainer.predictor",
     "BEATsTrainer": "beats_trainer.trainer",
+    "Comparison": "beats_trainer.comparison",
     "Config": "beats_trainer.config",
     "DataConfig": "beats_trainer.config",
     "ModelConfig": "beats_trainer.config",
     "TrainingConfig": "beats_trainer.config",
+    "compare_models": "beats_trainer.comparison",
     "download_beats_checkpoint": "beats_trainer.checkpoints",
     "ensure_checkpoint": "beats_trainer.checkpoints",
     "find_checkpoint": "beats_trainer.checkpoints",
@@ -54,11 +57,13 @@ __all__ = [
     "BEATsModel",
     "BEATsPredictor",
     "BEATsTrainer",
+    "Comparison",
     "Config",
     "DataConfig",
     "ModelConfig",
     "TrainingConfig",
     "__version__",
+    "compare_models",
     "download_beats_checkpoint",
     "ensure_checkpoint",
     "find_checkpoint",

@@ -144,6 +144,9 @@ class DataConfig(_Settings):
     takes the mode's preset."""
     num_workers: int = 4
     """Processes or threads that read audio ahead of the network."""
+    cache_audio_gb: float = 1.0
+    """Memory in GB that decoded clips may take while a network is trained; where they need more (at 16 kHz, 1 GB
+    holds 4.3 hours), clips are decoded anew in every epoch, by ``num_workers`` processes."""
     max_duration_s: float | None = None
     """While the whole network is trained, longer clips are cut to a random part of this many seconds, another
     in each epoch; what is measured or predicted is heard whole. ``None`` trains on whole clips too."""
@@ -800,7 +803,7 @@ def _range_problems(config: Config) -> Iterator[str]:
     augmentation = config.augmentation
     at_least = [
         (1, "data", ("batch_size",)),
-        (0, "data", ("num_workers",)),
+        (0, "data", ("num_workers", "cache_audio_gb")),
         (1, "model", (*_ARCHITECTURE_FIELDS[:6], "conv_pos", "conv_pos_groups")),
         (2, "model", ("num_classes",)),
         (1, "model", ("lora_rank", "attention_pooling_heads")),
@@ -996,10 +999,26 @@ def _settings_without_effect(config: Config) -> Iterator[str]:
                 f"{name} has no effect: a head on a frozen backbone is fitted on embeddings of whole "
                 "clips, which are made once."
             )
+    yield from _augmentation_without_effect(config.augmentation)
     if config.data.unlisted_labels != "absent" and not is_multi_label(config.data):
         yield "data.unlisted_labels has no effect: each clip has exactly one class."
     if training.gpus is not None:
         yield "training.gpus has no effect: set training.device, for example to 'cuda' or 'cpu'."
+
+
+def _augmentation_without_effect(augmentation: AugmentationConfig) -> Iterator[str]:
+    """Details of a change that is off."""
+    defaults = AugmentationConfig()
+    for names, switch in (
+        (("mixup_probability",), "mixup_alpha"),
+        (("background_snr_db", "background_probability"), "background_dir"),
+        (("max_time_mask",), "num_time_masks"),
+        (("max_freq_mask",), "num_freq_masks"),
+    ):
+        for name in names:
+            is_changed = getattr(augmentation, name) != getattr(defaults, name)
+            if is_changed and not getattr(augmentation, switch):
+                yield f"augmentation.{name} has no effect without augmentation.{switch}."
 
 
 def is_multi_label(data: DataConfig) -> bool:

@@ -9,12 +9,14 @@ Shapes in this file: N clips, D width of an embedding.
 """
 
 import copy
+import dataclasses
 import logging
 import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -27,7 +29,6 @@ from beats_trainer.config import (
     DataConfig,
     ModelConfig,
     TrainingConfig,
-    is_multi_label,
 )
 from beats_trainer.datasets import (
     FoldSplit,
@@ -37,22 +38,19 @@ from beats_trainer.datasets import (
     build_manifest,
     download_esc50,
     fold_splits,
-    load_csv_dataset,
-    load_dataset,
     load_esc50,
     load_split_csvs,
     load_split_directories,
     load_urbansound8k,
-    read_annotations,
-    scan_directory_dataset,
     split_manifest,
-    window_clips,
 )
+from beats_trainer.datasets.labels import nearest_name
+from beats_trainer.datasets.renumber import renumber_clips
 from beats_trainer.errors import BEATsTrainerError, ConfigError, DatasetError
 from beats_trainer.feature_extractor import BEATsFeatureExtractor
 from beats_trainer.loading import ClipChange
 from beats_trainer.model.precision import resolve_device, resolve_precision
-from beats_trainer.predictor import BEATsPredictor
+from beats_trainer.predictor import BEATsPredictor, Thresholds
 from beats_trainer.presets import Mode
 from beats_trainer.reports import Metrics, summary_names
 from beats_trainer.reports.html import write_report
@@ -65,12 +63,24 @@ from beats_trainer.training.build import (
 from beats_trainer.training.cross_validation import cross_validate
 from beats_trainer.training.embedded import EmbeddingCache, encoding_batch_size
 from beats_trainer.training.loggers import require_loggers
-from beats_trainer.training.report import class_balance, describe_training
+from beats_trainer.training.manifest import (
+    label_settings,
+    read_manifest,
+    read_table,
+    scan_classes,
+)
+from beats_trainer.training.report import class_balance, describe_evaluation, describe_training
 from beats_trainer.training.result import CrossValidationResult, TrainResult
 from beats_trainer.training.run_folder import SPLIT_NAMES, RunFolder
-from beats_trainer.training.session import Caches, Outcome, score_split, train_once
+from beats_trainer.training.session import (
+    Caches,
+    Outcome,
+    ScoredSplit,
+    score_split,
+    train_once,
+)
 
-__all__ = ["BEATsTrainer", "CrossValidationResult", "TrainResult"]
+__all__ = ["BEATsTrainer", "CrossValidationResult", "ScoredSplit", "TrainResult"]
 
 PathLike: TypeAlias = str | os.PathLike[str]
 
@@ -161,7 +171,6 @@ class BEATsTrainer:
         self._model: BEATsForAudioClassification | None = None
         self._is_trained = False
         self._splits: Splits | None = None
-        self._folds: list[FoldSplit] | None = None
         self.config.validate()
 
         if isinstance(dataset, Splits):
@@ -170,7 +179,7 @@ class BEATsTrainer:
             self.task: Task = dataset.task
             self.labels = list(dataset.labels)
         else:
-            self.manifest = self._checked(self._read_dataset() if dataset is None else dataset)
+            self.manifest = read_manifest(self.config, dataset)
             self.task = self.manifest.task
             self.labels = list(self.manifest.labels)
         self._check_config()
@@ -215,7 +224,7 @@ class BEATsTrainer:
             **options: As for the class.
         """
         settings = _data_settings(config, options)
-        return cls(_scan_directory(data_dir, settings), data_dir, config, **options)
+        return cls(scan_classes(data_dir, settings), data_dir, config, **options)
 
     @classmethod
     def from_annotations(
@@ -300,7 +309,7 @@ class BEATsTrainer:
             data_dir=data_dir,
             audio_column=audio_column or settings.audio_column,
             label_column=label_column or settings.label_column,
-            **_label_settings(settings),
+            **label_settings(settings),
         )
         return cls(manifest, data_dir, config, **options)
 
@@ -402,7 +411,7 @@ class BEATsTrainer:
             audio_extensions=settings.audio_extensions,
             label_delimiter=settings.label_delimiter,
         )
-        manifest = build_manifest(pd.concat(tables.values()), **_label_settings(settings))
+        manifest = build_manifest(pd.concat(tables.values()), **label_settings(settings))
         return cls(manifest, None, config, **options)
 
     @classmethod
@@ -438,7 +447,7 @@ class BEATsTrainer:
             audio_column=audio_column or settings.audio_column,
             label_column=label_column or settings.label_column,
         )
-        manifest = build_manifest(pd.concat(tables.values()), data_dir, **_label_settings(settings))
+        manifest = build_manifest(pd.concat(tables.values()), data_dir, **label_settings(settings))
         return cls(manifest, data_dir, config, **options)
 
     @classmethod
@@ -463,10 +472,8 @@ class BEATsTrainer:
         trainer.config = run.read_config() or Config()
         trainer.config.training.device = device
         trainer.labels = list(trainer._model.labels)
-        trainer.task = "single"
-        if trainer._model.activation == "sigmoid" and is_multi_label(trainer.config.data):
-            trainer.task = "multi"
-        trainer.manifest, trainer._folds, trainer.augment = None, None, None
+        trainer.task = trainer._model.task
+        trainer.manifest, trainer.augment = None, None
         trainer._splits = run.read_splits(trainer.labels, trainer.task)
         trainer.log_dir = Path("logs")
         trainer._check_config()
@@ -665,29 +672,79 @@ class BEATsTrainer:
         self,
         data: str | PathLike | pd.DataFrame | Manifest = "test",
         *,
+        rows: Mapping[str, Any] | None = None,
+        report: PathLike | None = None,
         progress: bool | None = None,
+        **settings: Any,
     ) -> Metrics:
         """Measure the trained model on labelled clips, with the thresholds that it carries.
 
         Args:
-            data: ``"test"``, ``"val"`` or ``"train"``; a table of clips, with the columns of
-                ``config.data`` or ``filename`` and ``category``; a CSV file; or a folder with one folder
-                per class. Its classes must be among the model's.
+            data: ``"test"``, ``"val"`` or ``"train"``; a table of clips; a CSV file; a folder with one folder
+                per class, or, with ``annotations=``, of recordings. Its classes must be among the model's;
+                its labels are written as the training data's were, or in columns ``filename`` and
+                ``category``.
+            rows: Take only rows of the table that have these values in these columns, such as
+                ``{"fold": 5}``.
+            report: Folder for a ``report.html`` and ``report.json`` of this measurement.
             progress: Show a progress bar; ``None`` shows one on a terminal.
+            **settings: Fields of ``config.data`` that are different for these clips, such as
+                ``label_delimiter=","`` or ``data_dir="audio"``.
 
         Returns:
             All metrics of these clips, over all of them at once.
 
         Raises:
             BEATsTrainerError: If nothing was trained yet.
-            DatasetError: If the clips cannot be used, or the split is empty.
+            ConfigError: If there is no such setting.
+            DatasetError: If the clips cannot be used, or there is none; it names the row.
+            AudioError: If a recording cannot be read; names the file and the reason.
         """
+        return self._score(data, rows, report, progress, settings, report is not None).metrics
+
+    def score_clips(
+        self,
+        data: str | PathLike | pd.DataFrame | Manifest = "test",
+        *,
+        rows: Mapping[str, Any] | None = None,
+        report: PathLike | None = None,
+        progress: bool | None = None,
+        **settings: Any,
+    ) -> ScoredSplit:
+        """Measure as `evaluate` does, and keep everything: each clip's truth and scores, and intervals.
+
+        Args:
+            data: As for `evaluate`, as all others.
+            rows: Which rows of the table.
+            report: Folder for a report.
+            progress: Show a progress bar.
+            **settings: Fields of ``config.data``.
+
+        Returns:
+            ``table`` (one row per clip), ``targets``, ``probabilities`` ``(N, C)``, ``metrics``, and 95 %
+            ``intervals`` of the single numbers, by resampling clips, or whole groups of clips.
+        """
+        return self._score(data, rows, report, progress, settings, True)
+
+    def _score(
+        self,
+        data: str | PathLike | pd.DataFrame | Manifest,
+        rows: Mapping[str, Any] | None,
+        report: PathLike | None,
+        progress: bool | None,
+        settings: Mapping[str, Any],
+        with_intervals: bool,
+    ) -> ScoredSplit:
         model = self._trained_model().to(self.device)
-        table = self._labelled(data)
+        table = self._labelled(data, settings, rows)
         (split,) = EmbeddingCache(model, self._resolved(), self.task).split(
             model, [table], progress
         )
-        return score_split(model, split, table, with_intervals=False).metrics
+        scored = score_split(model, split, table, self.config.seed, with_intervals=with_intervals)
+        if report is not None:
+            named = data if isinstance(data, str | os.PathLike) else "a table"
+            write_report(report, describe_evaluation(scored, model, str(named)))
+        return scored
 
     def test(self, checkpoint_path: PathLike | None = None) -> dict[str, float]:
         """Measure a model on the test clips: ``test_loss``, ``test_accuracy``, ``test_f1`` and more.
@@ -698,29 +755,35 @@ class BEATsTrainer:
         if checkpoint_path is None:
             return self.evaluate("test").summary("test")
         other = self.load(checkpoint_path, device=str(self.device))
-        return other.evaluate(self._labelled("test")).summary("test")
+        clips = Manifest(self._labelled("test"), self.labels, self.task)
+        return other.evaluate(clips).summary("test")
 
     def predict(
         self,
         audio_paths: PathLike | Sequence[PathLike],
         checkpoint_path: PathLike | None = None,
         *,
+        thresholds: Thresholds | None = None,
         on_error: Literal["raise", "skip"] = "raise",
         progress: bool | None = None,
     ) -> pd.DataFrame:
-        """Find each recording's most likely class, with the score of every class.
+        """Find each recording's most likely class, what is detected in it, and the score of every class.
 
         Args:
             audio_paths: One file or several, of any length.
             checkpoint_path: A model folder; ``None`` takes the model trained here.
+            thresholds: Score from which on a class is detected: a number, or numbers by class name;
+                ``None`` takes the model's own.
             on_error: ``"raise"`` at the first unreadable file, or ``"skip"`` it; see `BEATsPredictor`.
             progress: Show a progress bar; ``None`` shows one on a terminal.
 
         Returns:
-            One row per file: ``file``, ``label``, ``score``, then one column per class.
+            One row per file: ``file``, ``label``, ``score``, ``detected``, then one column per class; see
+            `BEATsPredictor`.
 
         Raises:
             BEATsTrainerError: If nothing was trained yet.
+            ValueError: If a threshold is not from 0 to 1, or names a class that the model does not have.
             AudioError: If a file cannot be read and ``on_error`` is ``"raise"``.
         """
         predictor = BEATsPredictor(
@@ -730,7 +793,9 @@ class BEATsTrainer:
             batch_size=encoding_batch_size(self._resolved()),
             num_threads=self._num_threads,
         )
-        return predictor.predict(audio_paths, on_error=on_error, progress=progress)
+        return predictor.predict(
+            audio_paths, thresholds=thresholds, on_error=on_error, progress=progress
+        )
 
     def get_feature_extractor(
         self, checkpoint_path: PathLike | None = None, **options: Any
@@ -801,7 +866,7 @@ class BEATsTrainer:
         """
         model = self._trained_model()
         path = model.save_pretrained(folder, metrics=model.provenance.get("metrics"))
-        RunFolder(path).write_plan(self.config, self.splits)
+        RunFolder(path).write_plan(self._resolved(), self.splits)
         return path
 
     @property
@@ -834,62 +899,6 @@ class BEATsTrainer:
         except ValueError as error:
             raise ConfigError(f"training.device: {error}") from error
 
-    def _read_dataset(self) -> pd.DataFrame | Manifest:
-        """Read what ``config.data`` names."""
-        data = self.config.data
-        if data.annotations is not None:
-            return window_clips(
-                read_annotations(
-                    data.annotations,
-                    audio_dir=data.data_dir,
-                    label_column=None if data.label_column == "category" else data.label_column,
-                ),
-                window_s=data.window_s,
-                hop_s=data.hop_s,
-                min_overlap_s=data.min_overlap_s,
-                max_empty_ratio=data.max_empty_ratio,
-                seed=self.config.seed,
-            )
-        if data.metadata_file is None and data.data_dir is None:
-            raise ConfigError(
-                "There is no data to train on: set data.data_dir (a folder with one folder per class) "
-                "or data.metadata_file (a CSV), pass a DataFrame, or use BEATsTrainer.from_directory."
-            )
-        if data.metadata_file is None:
-            assert data.data_dir is not None
-            table = _scan_directory(data.data_dir, data)
-            return build_manifest(table, **_label_settings(data))
-        csv_path = Path(data.metadata_file)
-        if not csv_path.is_file() and data.data_dir is not None:
-            csv_path = Path(data.data_dir) / csv_path
-        table = load_csv_dataset(
-            csv_path,
-            audio_column=data.audio_column,
-            label_column=data.label_column,
-            label_columns=data.label_columns,
-            data_dir=data.data_dir,
-        )
-        return build_manifest(table, data.data_dir, **_label_settings(data))
-
-    def _checked(self, dataset: pd.DataFrame | Manifest) -> Manifest:
-        data = self.config.data
-        if isinstance(dataset, pd.DataFrame):
-            columns: dict[str, Any] = {
-                "audio_column": data.audio_column,
-                "label_column": data.label_column,
-            }
-            if data.annotations is not None:
-                columns = {}  # windows have the library's own
-            dataset = build_manifest(
-                dataset, data_dir=data.data_dir, **columns, **_label_settings(data)
-            )
-        if not isinstance(dataset, Manifest):
-            raise TypeError(
-                "BEATsTrainer takes a DataFrame, a Manifest, Splits or a Config, not "
-                f"{type(dataset).__name__}. BEATsTrainer.from_directory reads a folder, from_csv a CSV."
-            )
-        return dataset
-
     def _known_folds(self, folds: int | str | None) -> list[FoldSplit]:
         """The folds that were asked for."""
         if self.manifest is None:
@@ -910,29 +919,86 @@ class BEATsTrainer:
             seed=self.config.seed,
         )
 
-    def _labelled(self, data: str | PathLike | pd.DataFrame | Manifest) -> pd.DataFrame:
+    def _labelled(
+        self,
+        data: str | PathLike | pd.DataFrame | Manifest,
+        settings: Mapping[str, Any] | None = None,
+        rows: Mapping[str, Any] | None = None,
+    ) -> pd.DataFrame:
         """The rows to evaluate on, with the model's class ids."""
         if isinstance(data, str) and data in SPLIT_NAMES:
             table = self._table(data)
             if table.empty:
                 raise DatasetError(f"There are no {data} clips: {self._known_splits().how}")
-            return table
+            return _chosen_rows(table, rows, f"the {data} clips")
+        if isinstance(data, pd.DataFrame) and _is_checked(data, self.task):  # rows of `dataset`
+            data = Manifest(data, self.labels, self.task)
         if isinstance(data, Manifest):
-            data = data.table
-        elif isinstance(data, str | os.PathLike):
-            data = load_dataset(data)
-        columns = self.config.data
-        audio, label = columns.audio_column, columns.label_column
-        if columns.annotations is not None or not {audio, label} <= set(data.columns):
-            audio, label = "filename", "category"
-        return build_manifest(
-            data,
-            audio_column=audio,
-            label_column=label,
+            unlisted = self.config.data.unlisted_labels
+            table = renumber_clips(data, self.labels, self.task, unlisted)
+            return _chosen_rows(table, rows, "the manifest")
+        reading = self._settings_of_new_clips(data, settings or {})
+        columns: dict[str, Any] = {}
+        if not isinstance(data, pd.DataFrame):
+            table = read_table(reading, self.config.seed)
+        else:
+            table = data
+            needed = {reading.audio_column, *(reading.label_columns or [reading.label_column])}
+            if needed <= set(table.columns):
+                columns = {
+                    "audio_column": reading.audio_column,
+                    "label_column": reading.label_column,
+                }
+            else:  # then in the columns that the library's own tables have
+                reading.label_columns = None
+        table = _chosen_rows(table, rows, "the table")
+        for name in ("group_column", "fold_column", "split_column"):
+            # What the training data had for its splits, new clips need not have.
+            if getattr(reading, name) not in table.columns:
+                setattr(reading, name, getattr(DataConfig(), name))
+        manifest = build_manifest(
+            table,
+            reading.data_dir,
+            **columns,
             labels=self.labels,
             min_classes=1,
-            **_label_settings(columns),
-        ).table
+            **label_settings(reading),
+        )
+        return renumber_clips(manifest, self.labels, self.task)
+
+    def _settings_of_new_clips(
+        self, data: PathLike | pd.DataFrame, settings: Mapping[str, Any]
+    ) -> DataConfig:
+        """How labelled clips are read that are not the training's: their labels are written as there."""
+        own = self.config.data
+        strange = [name for name in settings if name not in vars(own)]
+        if strange:
+            hint = nearest_name(strange[0], vars(own))
+            raise ConfigError(f"There is no setting data.{strange[0]}.{hint}")
+        # Files of the training's, and what was said of their names and their empty windows, are not these.
+        changes: dict[str, Any] = dict.fromkeys(
+            ("data_dir", "metadata_file", "annotations", "group_pattern", "max_empty_ratio")
+        )
+        changes["multi_label"] = self.task == "multi"
+        if own.annotations is not None and "annotations" not in settings:
+            changes["label_column"] = "category"  # it was in the table of annotations
+        if isinstance(data, str | os.PathLike):
+            place = "data_dir" if os.path.isdir(data) else "metadata_file"
+            if place in settings:
+                raise ConfigError(f"{data} says what data.{place} is: leave the setting out.")
+            changes[place] = data
+        for name, other in (
+            ("label_delimiter", "label_columns"),
+            ("label_columns", "label_delimiter"),
+            ("group_pattern", "group_column"),
+        ):
+            if settings.get(name) is not None:  # two ways to say the same
+                changes[other] = None
+        reading = dataclasses.replace(copy.deepcopy(own), **(changes | dict(settings)))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of settings of the training that have no effect here
+            Config(data=reading).validate()
+        return reading
 
     def _known_splits(self) -> Splits:
         splits = self.splits
@@ -991,29 +1057,25 @@ def _data_settings(config: Config | None, options: dict[str, Any]) -> DataConfig
     return chosen if isinstance(chosen, DataConfig) else DataConfig()
 
 
-def _label_settings(data: DataConfig) -> dict[str, Any]:
-    """What ``build_manifest`` is told of labels, groups, splits and folds."""
-    return {
-        "multi_label": data.multi_label,
-        "label_delimiter": data.label_delimiter,
-        "label_columns": data.label_columns,
-        "background_labels": data.background_labels,
-        "unlisted": data.unlisted_labels,
-        "group_column": data.group_column,
-        "group_pattern": data.group_pattern,
-        "split_column": data.split_column,
-        "fold_column": data.fold_column,
-    }
+def _chosen_rows(table: pd.DataFrame, rows: Mapping[str, Any] | None, what: str) -> pd.DataFrame:
+    """The rows of a table that have the given values, compared as text, in the given columns."""
+    for column, value in (rows or {}).items():
+        if column not in table.columns:
+            raise DatasetError(
+                f"There is no column {column!r} in {what}.{nearest_name(column, map(str, table.columns))} "
+                f"Its columns: {', '.join(map(str, table.columns))}."
+            )
+        texts = table[column].astype(str)
+        if not (texts == str(value)).any():
+            raise DatasetError(
+                f"No row of {what} has {str(value)!r} in {column!r}. Its values: "
+                f"{', '.join(sorted(texts.unique())[:10])}."
+            )
+        table = table[texts == str(value)]
+    return table if rows is None else table.reset_index(drop=True)
 
 
-def _scan_directory(data_dir: PathLike, data: DataConfig) -> pd.DataFrame:
-    table = scan_directory_dataset(
-        data_dir, data.audio_extensions, label_delimiter=data.label_delimiter
-    )
-    empty = table.attrs.get("empty_classes")
-    if empty:
-        raise DatasetError(
-            f"{len(empty)} class folders of {data_dir} have no audio files: {', '.join(empty[:10])}. "
-            "Put clips into them, or remove them: a class cannot be learned from nothing."
-        )
-    return table
+def _is_checked(table: pd.DataFrame, task: Task) -> bool:
+    """Whether a table is rows of a manifest, as ``BEATsTrainer.dataset`` gives them."""
+    ids = {"target"} if task == "single" else {"present", "unknown"}
+    return {"path", "filename", "category", *ids} <= set(table.columns)

@@ -121,6 +121,41 @@ def test_how_a_model_was_calibrated_comes_back_and_is_on_the_card(tmp_path):
     torch.testing.assert_close(logits(loaded), logits(make_classifier()), rtol=0, atol=0)
 
 
+def test_what_a_clip_has_is_told_by_the_folder_and_not_by_the_activation(tmp_path):
+    classifier = make_classifier(thresholds={"wren": 0.25})
+    folder = classifier.save_pretrained(tmp_path / "model")
+    rewrite(folder, activation="sigmoid")
+
+    loaded = BEATsForAudioClassification.from_pretrained(folder)
+
+    assert (loaded.activation, loaded.task) == ("sigmoid", "single")
+    card = (folder / "README.md").read_text()
+    assert "of which one applies" in card
+    assert "| wren | 0.25 |" in card
+    assert "| rain: heavy | 0.5 (not fitted) |" in card
+
+
+@pytest.mark.parametrize(("activation", "task"), [("softmax", "single"), ("sigmoid", "multi")])
+def test_a_folder_that_does_not_tell_the_task_is_for_what_its_activation_is_for(
+    tmp_path, activation, task
+):
+    folder = make_classifier().save_pretrained(tmp_path / "model")
+    config = read_config(folder) | {"activation": activation}
+    del config["task"]
+    (folder / "config.json").write_text(json.dumps(config))
+
+    assert BEATsForAudioClassification.from_pretrained(folder).task == task
+
+
+@pytest.mark.parametrize("task", ["multi", "many"])
+def test_a_task_that_cannot_be_is_an_error(tmp_path, task):
+    folder = make_classifier().save_pretrained(tmp_path / "model")
+    rewrite(folder, task=task)
+
+    with pytest.raises(InvalidCheckpointError, match="task"):
+        BEATsForAudioClassification.from_pretrained(folder)
+
+
 def test_a_folder_from_before_learned_pooling_and_calibration_loads(tmp_path):
     folder = make_classifier().save_pretrained(tmp_path / "model")
     config = read_config(folder)

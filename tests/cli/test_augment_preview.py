@@ -120,7 +120,7 @@ def test_nothing_to_preview_is_a_usage_error(recordings, tmp_path, capsys):
 
 
 def test_a_frozen_backbone_is_said_to_ignore_it(recordings, tmp_path):
-    with pytest.warns(UserWarning, match="augmentation have no effect") as warned:
+    with pytest.warns(UserWarning, match="augmentation has no effect") as warned:
         code = main(
             [
                 *("augment-preview", str(recordings), "-o", str(tmp_path / "out"), "--count", "1"),
@@ -152,7 +152,8 @@ def splits_of(tmp_path, targets, labels, **columns):
         paths.append(str(path))
     names = columns.pop("filename", [f"{number}.wav" for number in range(len(paths))])
     table = pd.DataFrame({"path": paths, "filename": names, "target": targets, **columns})
-    return Splits(table, table.iloc[:0], table.iloc[:0], labels, "as given")
+    task = "multi" if "present" in table else "single"
+    return Splits(table, table.iloc[:0], table.iloc[:0], labels, "as given", task)
 
 
 def test_names_and_labels_are_text_and_never_markup(tmp_path):

@@ -128,11 +128,43 @@ def test_predict_shows_the_best_labels_and_writes_all_scores(here, tmp_path, cap
     expected = BEATsPredictor(MODEL, "cpu", precision="float32").predict(files)
     written = pd.read_csv(out)
     assert code == 0
-    assert lines[0].split() == ["file", "label", "score"]
-    assert lines[1].split() == [files[0], expected["label"][0], f"{expected['score'][0]:.3f}"]
+    assert lines[0].split() == ["file", "label", "score", "detected"]
+    first = expected.loc[0]
+    mark = "yes" if first["detected"] == first["label"] else "no"
+    assert lines[1].split() == [files[0], first["label"], f"{first['score']:.3f}", mark]
     assert len(lines) == 1 + 2 * 2 + 1
-    assert list(written.columns) == ["file", "label", "score", "high", "low", "middle"]
+    assert list(written.columns) == ["file", "label", "score", "detected", "high", "low", "middle"]
     np.testing.assert_allclose(written["score"], expected["score"], atol=1e-6)
+
+
+def test_predict_detects_by_thresholds_for_all_labels_and_for_one(here, tmp_path, capsys):
+    out = tmp_path / "scores.csv"
+    command = ["predict", MODEL, "recordings/high/clip_0.wav", "-o", str(out), *CPU]
+    best = BEATsPredictor(MODEL, "cpu").predict("recordings/high/clip_0.wav")["label"][0]
+
+    main([*command, "--threshold", "0"])
+    assert pd.read_csv(out)["detected"].tolist() == [best]
+    assert capsys.readouterr().out.splitlines()[1].endswith("yes")
+
+    main([*command, "--threshold", "0", "--threshold", f"{best}=1"])
+    assert pd.read_csv(out, keep_default_na=False)["detected"].tolist() == [""]
+    assert capsys.readouterr().out.splitlines()[1].endswith("no")
+
+
+@pytest.mark.parametrize(
+    ("threshold", "code", "said"),
+    [
+        ("much", 2, "must be a score such as 0.7"),
+        ("1.5", 2, "from 0 to 1"),
+        ("hihg=0.5", 1, "Did you mean 'high'?"),
+    ],
+)
+def test_predict_refuses_a_threshold_that_makes_no_sense(here, threshold, code, said, capsys):
+    command = ["predict", MODEL, "recordings", "--threshold", threshold, *CPU]
+
+    assert main(command) == code
+
+    assert said in capsys.readouterr().err
 
 
 def test_predict_skips_an_unreadable_file(half_broken, capsys):
@@ -156,13 +188,38 @@ def test_evaluate_measures_the_runs_own_test_clips(here, capsys):
     stored = json.loads((here / RUN / "metrics.json").read_text())["test"]
     assert shown["confusion"] == stored["confusion"]
     assert shown["num_clips"] == 6
+    assert shown["intervals"].keys() == stored["intervals"].keys()
 
 
 def test_evaluate_a_folder_prints_a_table(here, capsys):
     assert main(["evaluate", MODEL, "recordings", *CPU]) == 0
 
-    expected = BEATsTrainer.load(MODEL, device="cpu").evaluate("recordings")
-    assert capsys.readouterr().out == f"{expected}\n"
+    scored = BEATsTrainer.load(MODEL, device="cpu").score_clips("recordings")
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"{scored.metrics}\n")
+    accuracy = scored.intervals["accuracy"]
+    *_, line = (line for line in shown.splitlines() if line.startswith("accuracy  "))
+    value = f"{accuracy.value:.3f}"
+    assert line.split()[1:] == [value, f"{accuracy.low:.3f}", "to", f"{accuracy.high:.3f}"]
+
+
+def test_evaluate_writes_a_report(here, tmp_path, capsys):
+    out = tmp_path / "evaluation"
+
+    assert main(["evaluate", MODEL, "recordings", "--report", str(out), *CPU]) == 0
+
+    assert str(out / "report.html") in capsys.readouterr().out
+    page = (out / "report.html").read_text()
+    assert "30 clips of recordings" in page
+    numbers = json.loads((out / "report.json").read_text())
+    assert len(numbers["per_class"]) == 3
+
+
+def test_evaluate_of_the_runs_own_clips_takes_no_options_for_others(here, capsys):
+    assert main(["evaluate", RUN, "--label-delimiter", ",", *CPU]) == 2
+    assert "leave out --label-delimiter" in capsys.readouterr().err
+    assert main(["evaluate", MODEL, "recordings", "--split", "test", *CPU]) == 2
+    assert "--split needs --split-column" in capsys.readouterr().err
 
 
 def test_evaluate_takes_the_rows_of_one_split(here, tmp_path, capsys):

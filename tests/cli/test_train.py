@@ -1,6 +1,7 @@
 """``beats-trainer train``: its options are the config's fields, its result a model folder."""
 
 import dataclasses
+import json
 
 import pandas as pd
 import pytest
@@ -9,6 +10,7 @@ import yaml
 from beats_trainer.cli import main
 from beats_trainer.cli.settings import read_settings
 from beats_trainer.config import Config, DataConfig, ModelConfig, TrainingConfig
+from beats_trainer.presets import PRESETS
 from tones import PITCHES
 
 
@@ -49,8 +51,8 @@ def test_every_field_of_the_config_is_an_option_with_its_docstring_as_help(capsy
         (["--precision", "32"], "training", "precision_name", "float32"),
         (["--model", "openbeats"], "model", "model_path", "openbeats"),
         (["--model.freeze_backbone", "false"], "model", "trains_backbone", True),
-        (["--finetune"], "model", "trains_backbone", True),
-        (["--from-scratch"], "model", "train_from_scratch", True),
+        (["--finetune"], "model", "resolved_mode", "full"),
+        (["--from-scratch"], "model", "resolved_mode", "scratch"),
         (["--model.hidden_dims", "256,128"], "model", "hidden_dims", [256, 128]),
         (["--model.hidden_dims", "[64]"], "model", "hidden_dims", [64]),
         (["--data.audio_extensions", ".wav,.ogg"], "data", "audio_extensions", [".wav", ".ogg"]),
@@ -148,3 +150,139 @@ def test_a_data_set_that_is_not_there_is_an_error(tmp_path, monkeypatch, capsys)
     assert main(["train", "nowhere"]) == 1
 
     assert "nowhere" in capsys.readouterr().err
+
+
+# Modes, folds, and runs that are broken off.
+
+
+@pytest.fixture
+def tiny_run(here):
+    """Arguments of a short run on ``recordings``, from the model that the workplace has trained."""
+    model = here / "logs" / "beats_experiment" / "version_0" / "model"
+    return [
+        *(
+            "train",
+            "recordings",
+            "--model",
+            str(model),
+            "--device",
+            "cpu",
+            "--precision",
+            "float32",
+        ),
+        *("--batch-size", "8", "--data.num_workers", "0", "--data.train_split", "0.6"),
+        *("--data.val_split", "0.2", "--data.test_split", "0.2"),
+    ]
+
+
+@pytest.mark.parametrize("mode", ["head", "attentive", "lora", "full"])
+def test_a_mode_is_one_word(tiny_run, tmp_path, mode):
+    if mode == "lora":
+        pytest.importorskip("peft")
+
+    code = main([*tiny_run, "--mode", mode, "--epochs", "1", "-o", str(tmp_path)])
+
+    run = tmp_path / "beats_experiment" / "version_0"
+    written = yaml.safe_load((run / "config.yaml").read_text())
+    model = json.loads((run / "model" / "config.json").read_text())
+    assert code == 0
+    assert written["model"]["mode"] == model["provenance"]["mode"] == mode
+    assert model["pooling"] == ("attentive" if mode == "attentive" else "mean")
+    assert (run / "report.html").is_file()
+
+
+def test_folds_are_made_of_whole_groups_and_their_mean_is_shown(tiny_run, tmp_path, capsys):
+    pattern = r"clip_(?P<group>\d)"  # the clips of a number, one of each class, belong together
+
+    code = main(
+        [
+            *(*tiny_run, "--mode", "head", "--folds", "5", "--group-pattern", pattern),
+            *("--epochs", "3", "-o", str(tmp_path), "--name", "cv"),
+        ]
+    )
+
+    run = tmp_path / "cv" / "version_0"
+    table = pd.read_csv(run / "predictions.csv")
+    assert code == 0
+    assert "accuracy" in capsys.readouterr().out
+    assert len(table) == 30
+    assert table["filename"].is_unique
+    assert table["fold"].nunique() == 5
+    assert (
+        table.groupby(table["filename"].str.extract(pattern)["group"])["fold"].nunique().max() == 1
+    )
+    assert len(list(run.glob("fold_*/model/config.json"))) == 5
+    assert (run / "report.html").is_file()
+
+
+def test_a_run_that_ctrl_c_broke_off_is_resumed_with_its_own_settings(
+    tiny_run, tmp_path, monkeypatch, capsys
+):
+    from beats_trainer.training.modules import ClassifierModule
+
+    settings = ["--mode", "full", "--epochs", "3", "--lr", "1e-3", "--training.patience", "9"]
+    assert main([*tiny_run, *settings, "-o", str(tmp_path / "whole")]) == 0
+    original = ClassifierModule.on_train_epoch_start
+
+    def stop(module):
+        if module.current_epoch == 1:
+            raise KeyboardInterrupt
+        original(module)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ClassifierModule, "on_train_epoch_start", stop)
+        assert main([*tiny_run, *settings, "-o", str(tmp_path / "broken")]) == 130
+    run = tmp_path / "broken" / "beats_experiment" / "version_0"
+    assert not (run / "metrics.json").exists()
+
+    assert main(["train", "--resume", str(run)]) == 0
+
+    whole = tmp_path / "whole" / "beats_experiment" / "version_0"
+    for name in ("history.csv", "metrics.json", "predictions.csv", "config.yaml"):
+        assert (run / name).read_text() == (whole / name).read_text()
+    assert f"beats-trainer predict {run / 'model'}" in capsys.readouterr().out
+
+
+def test_broken_folds_are_resumed_and_finished_ones_kept(tiny_run, tmp_path, monkeypatch):
+    import beats_trainer.trainer as trainer_module
+
+    settings = ["--mode", "head", "--folds", "3", "--epochs", "3"]
+    assert main([*tiny_run, *settings, "-o", str(tmp_path / "whole")]) == 0
+    original, trained = trainer_module.train_once, []
+
+    def stop(classifier, splits, config, run, *rest, **options):
+        if run.path.name.endswith("2") and not trained.count("again"):
+            raise KeyboardInterrupt
+        trained.append(run.path.name)
+        return original(classifier, splits, config, run, *rest, **options)
+
+    monkeypatch.setattr(trainer_module, "train_once", stop)
+    assert main([*tiny_run, *settings, "-o", str(tmp_path / "broken")]) == 130
+    trained[:] = ["again"]
+    run = tmp_path / "broken" / "beats_experiment" / "version_0"
+
+    assert main(["train", "--resume", str(run)]) == 0
+
+    assert trained == ["again", "fold_2", "fold_3"]
+    whole = tmp_path / "whole" / "beats_experiment" / "version_0"
+    assert (run / "predictions.csv").read_text() == (whole / "predictions.csv").read_text()
+    resumed, unbroken = (json.loads((f / "metrics.json").read_text()) for f in (run, whole))
+    for row in resumed["folds"] + unbroken["folds"]:
+        assert row.pop("duration_s") > 0
+    assert resumed == unbroken
+
+
+@pytest.mark.parametrize("mode", ["head", "full"])
+def test_printed_settings_tell_what_the_preset_of_the_mode_is(tmp_path, capsys, mode):
+    assert main(["train", str(tmp_path), "--mode", mode, "--lr", "3e-5", "--print_config"]) == 0
+
+    printed = capsys.readouterr().out
+
+    preset = PRESETS[mode]
+    assert f"# Mode {mode} sets, where null stands:" in printed
+    assert f"#   data.batch_size: {preset.batch_size}\n" in printed
+    assert f"#   training.layer_decay: {preset.layer_decay:g}\n" in printed
+    assert "#   training.learning_rate" not in printed  # not left to the preset
+    settings = yaml.safe_load(printed)
+    assert settings["training"]["learning_rate"] == 3e-5
+    assert settings["training"]["max_epochs"] is None  # so that it follows the mode

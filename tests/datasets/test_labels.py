@@ -244,7 +244,7 @@ def test_given_labels_need_not_all_be_in_the_table(clips):
 
     assert manifest.labels == ["c", "b", "a"]
     assert_targets(manifest, [[0, 1, 0], [0, 0, 0]])
-    with pytest.raises(DatasetError, match="1 classes of the table are not among the 1 given: b"):
+    with pytest.raises(DatasetError, match="'b' is not among the 1 given classes: a, in row 1"):
         build_manifest(table_of([["b"], []]), clips, labels=["a"])
     with pytest.raises(ConfigError, match="'background' is among labels and among background"):
         build_manifest(table_of([["b"], []]), clips, labels=["b", "background"])

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from beats_trainer.audio import load_audio
 from beats_trainer.errors import AudioError
 from beats_trainer.loading import (
     Clip,
@@ -19,6 +20,7 @@ from beats_trainer.loading import (
     make_data_loader,
     plan_windows,
     read_ahead,
+    read_into_memory,
 )
 from sounds import write_tone
 
@@ -265,3 +267,35 @@ def test_a_crop_is_a_part_of_the_clip_that_depends_on_the_seed(dataset_of):
 def test_clips_and_targets_must_be_as_many():
     with pytest.raises(ValueError, match="1 clips and 2 targets"):
         ClipDataset([Clip("a.wav")], [0, 1])
+
+
+def test_clips_that_fit_are_decoded_once_and_others_not_at_all(tmp_path):
+    files = [write_tone(tmp_path / f"{n}.wav", 0.5, sample_rate=22050) for n in range(3)]
+    clips = [Clip(str(files[0])), Clip(str(files[1]), 0.1, 0.2), Clip(str(files[2]))]
+    needed = 4 * (8000 + 3200 + 8000)
+
+    waveforms = read_into_memory(clips, needed, num_threads=2)
+
+    assert [len(waveforms[clip]) for clip in clips] == [8000, 3200, 8000]
+    np.testing.assert_array_equal(waveforms[clips[1]], load_audio(files[1], 0.1, 0.2))
+    assert read_into_memory(clips, needed - 1, num_threads=2) is None
+
+
+def test_a_clip_in_memory_is_cut_where_the_same_clip_on_disk_is(tmp_path):
+    file = write_tone(tmp_path / "long.wav", 2.0)
+    clip = Clip(str(file))
+    options = {"targets": [0], "crop_s": 0.5, "seed": 3}
+
+    on_disk, _ = ClipDataset([clip], **options)[0]
+    in_memory, _ = ClipDataset([load_audio(file)], **options)[0]
+
+    torch.testing.assert_close(in_memory, on_disk)
+
+
+def test_a_damaged_clip_is_named_when_it_is_read_into_memory(tmp_path):
+    good = write_tone(tmp_path / "good.wav")
+    bad = tmp_path / "bad.wav"
+    bad.write_bytes(good.read_bytes()[:30])
+
+    with pytest.raises(AudioError, match=r"bad\.wav"):
+        read_into_memory([Clip(str(good)), Clip(str(bad))], 10**9, num_threads=1)

@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from beats_trainer.config import TrainingConfig
 from beats_trainer.errors import AudioError, ConfigError
 from beats_trainer.loading import Clip
 from beats_trainer.model import AttentivePooling, BEATs, BEATsClassifier, ClassifierHead
+from beats_trainer.reports import classification_metrics
 from beats_trainer.training import attentive as module
 from beats_trainer.training.attentive import (
     TokenFeatures,
@@ -16,10 +16,11 @@ from beats_trainer.training.attentive import (
     estimate_token_bytes,
     fit_cached_attentive,
 )
-from beats_trainer.training.cached_head import fit_cached_head, score_embeddings
+from beats_trainer.training.cached_head import embedding_logits, fit_cached_head
 from beats_trainer.training.epochs import FitTask
 from checkpoint_files import tiny_architecture
 from sounds import tone, write_tone
+from tones import resolved_training
 
 LABELS = ["a", "b", "c"]
 WIDTH = 32
@@ -59,7 +60,7 @@ def fit(train, val, classifier=None, seed=0, task=None, rate=3e-2, **training):
         classifier or make_classifier(),
         train,
         val,
-        TrainingConfig(**settings),
+        resolved_training(**settings),
         learning_rate=rate,
         batch_size=8,
         seed=seed,
@@ -153,12 +154,18 @@ def test_gradients_through_the_cache_are_those_of_the_pooling_itself():
 # --- fitting -----------------------------------------------------------------------------------------------
 
 
+def measure(fitted, features):
+    split = features.embed(fitted.pooling)
+    probabilities = torch.from_numpy(embedding_logits(fitted.head, split)).softmax(dim=-1)
+    return classification_metrics(split.targets, probabilities.numpy(), LABELS)
+
+
 def test_it_learns_which_layer_and_which_tokens_matter():
     train, val, unseen = needles(1), needles(2), needles(3)
 
     fitted = fit(train, val)
 
-    measured = score_embeddings(fitted.head, unseen.embed(fitted.pooling), LABELS)
+    measured = measure(fitted, unseen)
     assert measured.accuracy > 0.9
     assert fitted.pooling.mix_weights()[1] > 0.6
     fresh = make_classifier()
@@ -166,7 +173,7 @@ def test_it_learns_which_layer_and_which_tokens_matter():
         fresh.head,
         *(split.embed(fresh.attentive_pooling) for split in (train, val)),
         LABELS,
-        TrainingConfig(max_epochs=25),
+        resolved_training(max_epochs=25),
         learning_rate=3e-2,
         batch_size=8,
         seed=0,
@@ -181,7 +188,7 @@ def test_the_kept_weights_are_those_of_the_epoch_that_is_reported():
     fitted = fit(needles(1), val, max_epochs=8)
 
     kept = fitted.history[fitted.best_epoch]
-    measured = score_embeddings(fitted.head, val.embed(fitted.pooling), LABELS)
+    measured = measure(fitted, val)
     assert measured.accuracy == kept["val_accuracy"] == fitted.best_score
     assert measured.loss == pytest.approx(kept["val_loss"], rel=1e-3)
 

@@ -4,16 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from beats_trainer.config import TrainingConfig
 from beats_trainer.errors import BEATsTrainerError
 from beats_trainer.model import ClassifierHead
-from beats_trainer.training.cached_head import (
-    embedding_logits,
-    fit_cached_head,
-    score_embeddings,
-)
+from beats_trainer.reports import classification_metrics
+from beats_trainer.training.cached_head import embedding_logits, fit_cached_head
 from beats_trainer.training.embedded import EmbeddedSplit
 from beats_trainer.training.epochs import FitTask
+from tones import resolved_training
 
 LABELS = ["a", "b", "c"]
 
@@ -40,13 +37,18 @@ def fit(train, val, head=None, **options):
         train,
         val,
         LABELS,
-        TrainingConfig(**training),
+        resolved_training(**training),
         learning_rate=rate,
         batch_size=16,
         seed=seed,
         task=task,
         progress=False,
     )
+
+
+def measure(head, split):
+    probabilities = torch.from_numpy(embedding_logits(head, split)).softmax(dim=-1)
+    return classification_metrics(split.targets, probabilities.numpy(), LABELS)
 
 
 @pytest.mark.parametrize("hidden_dims", [(), (16,)])
@@ -56,7 +58,7 @@ def test_the_fitted_head_reads_raw_embeddings_of_any_scale(hidden_dims, optimize
 
     fitted = fit(blobs(1, spread=0.3), blobs(2, spread=0.3), head, optimizer=optimizer)
 
-    unseen = score_embeddings(fitted.head, blobs(3, spread=0.3), LABELS)
+    unseen = measure(fitted.head, blobs(3, spread=0.3))
     assert unseen.accuracy > 0.95
 
 
@@ -66,7 +68,7 @@ def test_the_kept_weights_are_those_of_the_epoch_that_is_reported():
     fitted = fit(blobs(1), val, rate=0.3)
 
     kept = fitted.history[fitted.best_epoch]
-    measured = score_embeddings(fitted.head, val, LABELS)
+    measured = measure(fitted.head, val)
     assert measured.accuracy == kept["val_accuracy"] == fitted.best_score
     assert measured.loss == pytest.approx(kept["val_loss"], rel=1e-3)
     assert fitted.best_score == max(row["val_accuracy"] for row in fitted.history)
@@ -120,7 +122,7 @@ def test_torchs_own_generator_is_left_as_it_was():
         blobs(1),
         None,
         LABELS,
-        TrainingConfig(max_epochs=1),
+        resolved_training(max_epochs=1),
         learning_rate=1e-3,
         batch_size=16,
         seed=0,
@@ -161,14 +163,14 @@ def test_any_number_of_classes_per_clip_is_learned_with_a_task_of_its_own():
         known = ~targets.isnan()
         return torch.nn.functional.binary_cross_entropy_with_logits(logits[known], targets[known])
 
-    def measure(logits):
+    def hits(logits):
         return {"val_hits": float((logits.argmax(axis=1) == val.targets).mean())}
 
-    fitted = fit(*hot, task=FitTask(loss, measure), monitor_metric="val_hits")
+    fitted = fit(*hot, task=FitTask(loss, hits), monitor_metric="val_hits")
 
     assert fitted.best_score > 0.95
     logits = embedding_logits(fitted.head, hot[1])
-    assert measure(logits)["val_hits"] == fitted.best_score
+    assert hits(logits)["val_hits"] == fitted.best_score
     with pytest.raises(ValueError, match="need a FitTask"):
         fit(*hot)
     with pytest.raises(ValueError, match=r"FitTask\.measure is None"):

@@ -10,11 +10,11 @@ import torch
 from beats_trainer.datasets import build_manifest, scan_directory_dataset, split_manifest
 from beats_trainer.errors import BEATsTrainerError, ConfigError
 from beats_trainer.training.build import build_classifier, build_encoder
-from beats_trainer.training.cached_head import score_embeddings
-from beats_trainer.training.embedded import embed_tables
+from beats_trainer.training.embedded import EmbeddingCache
 from beats_trainer.training.fit import fit_network
 from beats_trainer.training.modules import ClassifierModule
 from beats_trainer.training.run_folder import RunFolder
+from beats_trainer.training.session import score_split
 from tones import tiny_config, write_tones
 
 CPU = torch.device("cpu")
@@ -31,6 +31,7 @@ def fresh_classifier(config, splits):
 
 
 def fit(config, splits, folder, resume=False):
+    config = config.resolved()
     classifier = fresh_classifier(config, splits)
     fitted = fit_network(
         classifier, splits, config.resolved(), RunFolder(folder), CPU, resume=resume
@@ -48,7 +49,7 @@ def test_a_network_from_scratch_learns_the_tones(splits, tmp_path):
 
 def test_every_parameter_moves_and_those_without_a_gradient_do_not_exist(splits, tmp_path):
     config = tiny_config(max_epochs=1, learning_rate=1e-2)
-    before = fresh_classifier(config, splits).state_dict()
+    before = fresh_classifier(config.resolved(), splits).state_dict()
 
     classifier, _ = fit(config, splits, tmp_path)
 
@@ -65,8 +66,9 @@ def test_the_weights_given_back_are_those_of_the_best_epoch(splits, tmp_path):
     classifier, fitted = fit(config, splits, tmp_path)
 
     scores = [row["val_accuracy"] for row in fitted.history]
-    (val,) = embed_tables(classifier, [splits.val], config, progress=False)
-    measured = score_embeddings(classifier.head, val, splits.labels)
+    cache = EmbeddingCache(classifier, config.resolved(), "single")
+    (val,) = cache.split(classifier, [splits.val], progress=False)
+    measured = score_split(classifier, val, splits.val, with_intervals=False).metrics
     assert fitted.best_score == pytest.approx(max(scores))
     assert fitted.best_epoch == int(np.argmax(scores))
     assert measured.summary("val")["val_loss"] == pytest.approx(

@@ -8,6 +8,7 @@ from beats_trainer.config import TrainingConfig
 from beats_trainer.errors import ConfigError
 from beats_trainer.model import Architecture, BEATs, BEATsClassifier, ClassifierHead
 from beats_trainer.training.optim import make_optimizer, make_scheduler, parameter_groups
+from tones import resolved_training
 
 TINY = Architecture(
     encoder_layers=2,
@@ -112,7 +113,9 @@ def test_the_rate_warms_up_linearly_and_falls_to_zero_along_a_cosine():
 
 
 def test_groups_keep_their_ratio_through_the_schedule():
-    assert all(second == pytest.approx(first / 2) for first, second in rates_of(TrainingConfig()))
+    assert all(
+        second == pytest.approx(first / 2) for first, second in rates_of(resolved_training())
+    )
 
 
 def test_the_step_schedule_counts_epochs_and_none_stays_constant():

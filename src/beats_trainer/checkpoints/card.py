@@ -46,9 +46,9 @@ def write_card(
         rows = [f"| {key} | {value:.4f} |" for key, value in metrics.items()]
         parts.append("\n".join(["## Results", "", "| metric | value |", "| --- | --- |", *rows]))
     if kind == "classifier":
-        parts.append(_labels(config["labels"]))
+        parts.append(_labels(config["labels"], config["thresholds"]))
         if config["calibration"] is not None:
-            parts.append(_facts("Calibration", config["calibration"]))
+            parts.append(_calibration(config["calibration"]))
     parts.append(_facts("Where it comes from", config["provenance"]))
     parts.append(_facts("Architecture", config["architecture"]))
     file.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
@@ -59,9 +59,7 @@ def _summary(config: Mapping[str, Any]) -> str:
     width = config["architecture"]["encoder_embed_dim"]
     encoder = f"BEATs encoder of {layers} layers, {width} wide ([paper](https://arxiv.org/abs/2212.09058))"
     if config["kind"] == "classifier":
-        several = (
-            "any number of them may apply" if config["activation"] == "sigmoid" else "one applies"
-        )
+        several = "any number of them may apply" if config["task"] == "multi" else "one applies"
         if config["pooling"] == "attentive":
             heads = config["attentive_pooling"]["num_heads"]
             read = (
@@ -90,10 +88,35 @@ def _usage(kind: str, name: str) -> str:
     return f"## Use\n\n```python\n{code}\n```\n\n`{name}` is the path of this folder, or its name on the hub."
 
 
-def _labels(labels: list[str]) -> str:
-    shown = ", ".join(labels[:_MOST_LABELS])
-    more = f", and {len(labels) - _MOST_LABELS} more" if len(labels) > _MOST_LABELS else ""
-    return f"## Classes\n\n{shown}{more}."
+def _labels(labels: list[str], thresholds: Mapping[str, float] | None) -> str:
+    shown, num_more = labels[:_MOST_LABELS], len(labels) - _MOST_LABELS
+    if thresholds is None:
+        more = f", and {num_more} more" if num_more > 0 else ""
+        return f"## Classes\n\n{', '.join(shown)}{more}."
+    rows = [f"| {_cell(label)} | {_threshold(thresholds.get(label))} |" for label in shown]
+    more = f"\n\n{num_more} more are in `config.json`." if num_more > 0 else ""
+    table = "\n".join(["| class | threshold |", "| --- | --- |", *rows])
+    return (
+        "## Classes\n\nA class counts as detected from its threshold on; `predict` uses these unless it is "
+        f"given others.\n\n{table}{more}"
+    )
+
+
+def _threshold(value: float | None) -> str:
+    return "0.5 (not fitted)" if value is None else f"{value:.4g}"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _calibration(facts: Mapping[str, Any]) -> str:
+    text = _facts("Calibration", facts)
+    if facts.get("temperature") is not None:
+        text += (
+            "\n\nThe temperature is in the head's weights already: scores need no further scaling."
+        )
+    return text
 
 
 def _facts(title: str, facts: Mapping[str, Any]) -> str:

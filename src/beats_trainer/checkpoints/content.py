@@ -24,6 +24,7 @@ from beats_trainer.model import (
     BEATsClassifier,
     ClassifierHead,
     ClassifierPooling,
+    ClassifierTask,
 )
 
 __all__ = ["Checkpoint", "Kind", "Uninitialised", "check", "fill", "weights_of"]
@@ -46,6 +47,8 @@ class Checkpoint:
         layout: Where its format comes from, in words.
         labels: A classifier's class names, in the order of its outputs.
         activation: What turns a classifier's logits into probabilities.
+        task: Whether a clip has exactly one class (``"single"``) or any number; ``None`` where the file does
+            not say, which means what the activation is for.
         pooling: How a classifier pools tokens.
         attentive_pooling: What ``AttentivePooling.for_architecture`` takes besides the architecture, where
             ``pooling`` is ``"attentive"``; else ``None``.
@@ -64,6 +67,7 @@ class Checkpoint:
     layout: str
     labels: list[str] | None = None
     activation: Activation = "softmax"
+    task: ClassifierTask | None = None
     pooling: ClassifierPooling = "mean"
     attentive_pooling: dict[str, Any] | None = None
     head: dict[str, Any] | None = None
@@ -220,6 +224,7 @@ def _skeleton(checkpoint: Checkpoint, where: str) -> nn.Module:
             checkpoint.activation,
             checkpoint.pooling,
             attentive_pooling=checkpoint.build_pooling(),
+            task=checkpoint.task,
         )
     except (TypeError, ValueError) as error:
         raise InvalidCheckpointError(f"{where}: {error}") from error

@@ -138,6 +138,7 @@ def read_folder(folder: Path, *, check_weights: bool = True) -> Checkpoint:
             checkpoint = checkpoint.replace(
                 labels=[str(label) for label in config["labels"]],
                 activation=config["activation"],
+                task=config.get("task"),
                 pooling=config["pooling"],
                 attentive_pooling=None if attentive_pooling is None else dict(attentive_pooling),
                 head=dict(config["head"]),
@@ -189,6 +190,7 @@ def _describe(
             "kind": "classifier",
             "labels": list(network.labels),
             "activation": network.activation,
+            "task": network.task,
             "pooling": network.pooling,
             "attentive_pooling": None
             if network.attentive_pooling is None

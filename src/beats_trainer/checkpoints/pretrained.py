@@ -27,6 +27,7 @@ from beats_trainer.model import (
     BEATsClassifier,
     ClassifierHead,
     ClassifierPooling,
+    ClassifierTask,
 )
 
 __all__ = ["BEATsForAudioClassification", "BEATsModel", "BEATsTokenizer", "load_tokenizer"]
@@ -193,6 +194,8 @@ class BEATsForAudioClassification(_Shareable, BEATsClassifier):
         activation: ``"softmax"`` where exactly one class is true, ``"sigmoid"`` where any may be.
         pooling: How tokens become the embedding that the head reads.
         attentive_pooling: The module that does so; with ``pooling="attentive"`` and only then.
+        task: ``"single"`` where a clip has exactly one class, ``"multi"`` where it has any number; ``None``
+            takes what the activation is for. Travels with the model.
         thresholds: Score from which on a class counts as heard, per label; travels with the model.
         window_s: Seconds of sound that it was trained on; travels with the model.
         calibration: How its probabilities were calibrated, plain values; travels with the model. It has
@@ -214,12 +217,13 @@ class BEATsForAudioClassification(_Shareable, BEATsClassifier):
         pooling: ClassifierPooling = "mean",
         *,
         attentive_pooling: AttentivePooling | None = None,
+        task: ClassifierTask | None = None,
         thresholds: Mapping[str, float] | None = None,
         window_s: float | None = None,
         calibration: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(
-            beats, head, labels, activation, pooling, attentive_pooling=attentive_pooling
+            beats, head, labels, activation, pooling, attentive_pooling=attentive_pooling, task=task
         )
         self.thresholds = None if thresholds is None else dict(thresholds)
         self.window_s = window_s
@@ -272,6 +276,7 @@ class BEATsForAudioClassification(_Shareable, BEATsClassifier):
                 checkpoint.activation,
                 checkpoint.pooling,
                 attentive_pooling=checkpoint.build_pooling(),
+                task=checkpoint.task,
                 thresholds=checkpoint.thresholds,
                 window_s=checkpoint.window_s,
                 calibration=checkpoint.calibration,

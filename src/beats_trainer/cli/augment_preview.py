@@ -7,7 +7,7 @@ import argparse
 import os
 
 from beats_trainer.cli.exit_code import ExitCode
-from beats_trainer.cli.settings import add_settings, read_settings
+from beats_trainer.cli.settings import add_settings, print_settings, read_settings
 
 __all__ = ["add_arguments", "run"]
 
@@ -48,9 +48,7 @@ def run(arguments: argparse.Namespace) -> ExitCode:
         given["data.data_dir" if is_folder else "data.metadata_file"] = arguments.data
     config = read_settings(arguments, **given)
     if arguments.print_config:
-        import yaml
-
-        print(yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True), end="")
+        print_settings(config)
         return ExitCode.OK
     config.validate()  # warns of settings without effect, as training does
 

@@ -18,7 +18,16 @@ from types import ModuleType
 from typing import NoReturn
 
 from beats_trainer._version import __version__
-from beats_trainer.cli import augment_preview, demo, embed, evaluate, models, predict, train
+from beats_trainer.cli import (
+    augment_preview,
+    compare,
+    demo,
+    embed,
+    evaluate,
+    models,
+    predict,
+    train,
+)
 from beats_trainer.cli.exit_code import ExitCode
 from beats_trainer.errors import BEATsTrainerError, ConfigError
 
@@ -27,6 +36,7 @@ __all__ = ["build_parser", "main"]
 COMMANDS: dict[str, ModuleType] = {
     "train": train,
     "evaluate": evaluate,
+    "compare": compare,
     "embed": embed,
     "predict": predict,
     "augment-preview": augment_preview,

@@ -16,6 +16,7 @@ import re
 import types
 import typing
 import warnings
+from collections.abc import Callable
 from typing import Any, Literal, Union, get_args, get_origin
 
 from beats_trainer import config as config_module
@@ -28,7 +29,7 @@ from beats_trainer.config import (
 )
 from beats_trainer.errors import ConfigError
 
-__all__ = ["add_settings", "read_settings"]
+__all__ = ["add_settings", "print_settings", "read_settings"]
 
 _SHORT_NAMES = {
     "data.audio_column": "--audio-column",
@@ -63,8 +64,16 @@ _SECTIONS: tuple[tuple[str, type], ...] = (
 _PREFIX = "setting:"
 
 
-def add_settings(parser: argparse.ArgumentParser) -> None:
-    """Add an option for every setting, ``--config``, ``--print_config`` and the shortcuts."""
+def add_settings(
+    parser: argparse.ArgumentParser, offers: Callable[[str], bool] = lambda name: True
+) -> None:
+    """Add an option for every setting, ``--config``, ``--print_config`` and the shortcuts.
+
+    Args:
+        parser: Of the command.
+        offers: Tells of a dotted name whether the command has a use for it. The shortcuts are for those
+            that have one for ``model.mode``.
+    """
     parser.add_argument(
         "--config", metavar="FILE", help="YAML file of settings; options go over it"
     )
@@ -74,17 +83,18 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="print the settings in use as YAML, and do nothing else",
     )
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument(
-        "--from-scratch",
-        action="store_true",
-        help="the same as --mode scratch (--model.encoder_layers and more set the network's size)",
-    )
-    which.add_argument(
-        "--finetune",
-        action="store_true",
-        help="the same as --mode full",
-    )
+    if offers("model.mode"):
+        which = parser.add_mutually_exclusive_group()
+        which.add_argument(
+            "--from-scratch",
+            action="store_true",
+            help="the same as --mode scratch (--model.encoder_layers and more set the network's size)",
+        )
+        which.add_argument(
+            "--finetune",
+            action="store_true",
+            help="the same as --mode full",
+        )
     for section, owner in _SECTIONS:
         group = parser.add_argument_group(
             f"settings of {section}" if section else "settings of the run"
@@ -92,7 +102,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         hints = typing.get_type_hints(owner)
         for item in dataclasses.fields(owner):
             name = f"{section}.{item.name}" if section else item.name
-            if dataclasses.is_dataclass(hints[item.name]):
+            if dataclasses.is_dataclass(hints[item.name]) or not offers(name):
                 continue
             short = [_SHORT_NAMES[name]] if name in _SHORT_NAMES else []
             group.add_argument(
@@ -124,7 +134,7 @@ def read_settings(arguments: argparse.Namespace, **settings: Any) -> Config:
         tree = Config.from_yaml(arguments.config).to_dict() if arguments.config else {}
         given: dict[str, Any] = {}
         for shortcut, implied in _SHORTCUTS.items():
-            if getattr(arguments, shortcut):
+            if getattr(arguments, shortcut, False):
                 given.update(implied)
         for key, value in vars(arguments).items():
             if key.startswith(_PREFIX):
@@ -143,6 +153,38 @@ def read_settings(arguments: argparse.Namespace, **settings: Any) -> Config:
             branch = tree.setdefault(section[0], {}) if section else tree
             branch[field] = value
         return Config.from_dict(tree)
+
+
+def print_settings(config: Config) -> None:
+    """Print a config as YAML, which ``--config`` reads back.
+
+    What is left to the mode's preset stays ``null``, so that it follows the mode where that is changed; a
+    comment says what it is now.
+    """
+    import yaml
+
+    chosen = [
+        f"#   {name}: {value:g}"
+        for name, value in _preset_values(config).items()
+        if _value_of(config, name) is None
+    ]
+    if chosen:
+        print(f"# Mode {config.model.resolved_mode} sets, where null stands:", *chosen, sep="\n")
+    print(yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True), end="")
+
+
+def _preset_values(config: Config) -> dict[str, float]:
+    """What the mode sets, by dotted name."""
+    values = dataclasses.asdict(config.preset())
+    del values["source"]
+    return {
+        f"{'data' if name == 'batch_size' else 'training'}.{name}": values[name] for name in values
+    }
+
+
+def _value_of(config: Config, name: str) -> Any:
+    section, field = name.split(".")
+    return getattr(getattr(config, section), field)
 
 
 def _parse(text: str, hint: Any) -> Any:

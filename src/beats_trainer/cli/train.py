@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 from beats_trainer.cli.exit_code import ExitCode
-from beats_trainer.cli.settings import add_settings, read_settings
+from beats_trainer.cli.settings import add_settings, print_settings, read_settings
 
 __all__ = ["add_arguments", "run"]
 
@@ -63,9 +63,7 @@ def run(arguments: argparse.Namespace) -> ExitCode:
         arguments.config = _settings_of(arguments.resume)
     config = read_settings(arguments, **given)
     if arguments.print_config:
-        import yaml
-
-        print(yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True), end="")
+        print_settings(config)
         return ExitCode.OK
 
     from beats_trainer.trainer import BEATsTrainer

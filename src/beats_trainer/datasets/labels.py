@@ -11,7 +11,7 @@ Shapes in this file: N clips, C classes.
 import difflib
 import numbers
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -346,24 +346,51 @@ def sorted_labels(categories: Iterable[str]) -> list[str]:
     return sorted(labels)
 
 
-def checked_labels(labels: Sequence[str], categories: Iterable[str]) -> list[str]:
+def checked_labels(
+    labels: Sequence[str],
+    found: Iterable[str],
+    named: Sequence[Collection[str]] = (),
+    files: Sequence[str] = (),
+) -> list[str]:
     """Take the given order of classes.
 
+    Args:
+        labels: The classes in the order of their ids.
+        found: Every class of the table.
+        named: The classes that each row names, for messages; a column of a class may be named by none.
+        files: The file of each row.
+
     Raises:
-        DatasetError: If it names a class twice, or lacks one of the table.
+        DatasetError: If ``labels`` names a class twice, or lacks one of the table.
+
+    Example:
+        >>> checked_labels(["dog", "cat"], {"cat"})
+        ['dog', 'cat']
     """
     order = [str(label) for label in labels]
     if len(set(order)) < len(order):
         twice = sorted({label for label in order if order.count(label) > 1})
         raise DatasetError(f"labels names a class twice: {', '.join(twice)}.")
-    unknown = sorted(set(categories) - set(order))
+    unknown = sorted(set(found) - set(order))
     if unknown:
+        rows = [unknown[0] in names for names in named]
+        where = f", in {name_rows(rows)}, {files[rows.index(True)]}" if any(rows) else ""
+        others = f" The same holds for {', '.join(unknown[1:6])}." if len(unknown) > 1 else ""
         raise DatasetError(
-            f"{len(unknown)} classes of the table are not among the {len(order)} given: "
-            f"{', '.join(unknown[:5])}. Known are {', '.join(order[:10])}"
-            f"{', ...' if len(order) > 10 else ''}."
+            f"The label {unknown[0]!r} is not among the {len(order)} given classes: "
+            f"{', '.join(order[:10])}{', ...' if len(order) > 10 else ''}{where}."
+            f"{_several_names(unknown[0], order) or nearest_name(unknown[0], order)}{others}"
         )
     return order
+
+
+def _several_names(text: str, labels: Collection[str]) -> str:
+    """Say how to read a text that is names of classes with something between them; else nothing."""
+    for delimiter in ",;|/ ":
+        pieces = [piece.strip() for piece in text.split(delimiter)]
+        if len(pieces) > 1 and all(piece.lstrip("-?") in labels for piece in pieces):
+            return f" If these are several labels, pass label_delimiter={delimiter!r}."
+    return ""
 
 
 def name_rows(mask: Any) -> str:

@@ -214,6 +214,7 @@ def build_manifest(
     kept |= {"group": groups} if groups is not None else {}
     clips = _rows_of_clips(paths, times)
     rows = [first for first, *_ in clips]
+    named = [clip.named for clip in said] if is_multi else [{label} for label in categories]
     if is_multi:
         _merge_rows(clips, said, kept, paths)
     else:
@@ -227,7 +228,10 @@ def build_manifest(
         warn_of_alike_labels(found, stacklevel=3)
     else:
         found = set(categories)
-    order = checked_labels(labels, found) if labels is not None else sorted_labels(found)
+    if labels is not None:
+        order = checked_labels(labels, found, named, paths)
+    else:
+        order = sorted_labels(found)
     _check_labels(order, is_multi, background_labels, min_classes, label_column, label_columns)
     ids = {label: number for number, label in enumerate(order)}
     table = pd.DataFrame(

@@ -4,7 +4,7 @@ from beats_trainer.loading.augment import ClipChange, WaveformAugmentation
 from beats_trainer.loading.background import BackgroundLibrary
 from beats_trainer.loading.batches import AudioBatch, collate_waveforms, length_sorted_batches
 from beats_trainer.loading.clips import Clip, plan_windows
-from beats_trainer.loading.reader import read_ahead
+from beats_trainer.loading.reader import read_ahead, read_into_memory
 from beats_trainer.loading.training import ClipDataset, make_data_loader
 
 __all__ = [
@@ -19,4 +19,5 @@ __all__ = [
     "make_data_loader",
     "plan_windows",
     "read_ahead",
+    "read_into_memory",
 ]

@@ -1,4 +1,4 @@
-"""Read ahead in threads, in order, a bounded number of items at a time.
+"""Read ahead in threads, in order, a bounded number of items at a time; or all of them into memory.
 
 items -> [threads] -> (item, result or exception), in the order of the items
 
@@ -6,12 +6,20 @@ Decoders and the resampler release Python's lock, so that threads decode in para
 computes.
 """
 
+import contextlib
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
-__all__ = ["read_ahead"]
+import numpy as np
+from numpy.typing import NDArray
+
+from beats_trainer.audio import load_audio, probe_audio
+from beats_trainer.constants import SAMPLE_RATE
+from beats_trainer.loading.clips import Clip
+
+__all__ = ["read_ahead", "read_into_memory"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -56,6 +64,46 @@ def read_ahead(
             yield item_done, _outcome(future)
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
+
+
+def read_into_memory(
+    clips: Sequence[Clip], budget_bytes: int, num_threads: int
+) -> dict[Clip, NDArray[np.float32]] | None:
+    """Decode clips once and keep them, if they fit.
+
+    Args:
+        clips: Files, or parts of files.
+        budget_bytes: Memory that their samples may take, 4 bytes each at 16 kHz.
+        num_threads: Threads that decode.
+
+    Returns:
+        The waveform ``(S,)`` of each clip, float32 at 16 kHz; ``None``, before anything is decoded, if
+        they would take more memory.
+
+    Raises:
+        AudioError: If a clip cannot be read.
+    """
+    needed = 0.0
+    for clip in clips:
+        duration_s = clip.duration_s
+        if duration_s is None:
+            duration_s = probe_audio(clip.file).duration_s - clip.start_s
+        needed += 4 * SAMPLE_RATE * duration_s
+        if needed > budget_bytes:
+            return None
+    waveforms = {}
+    stream = read_ahead(
+        clips,
+        lambda clip: load_audio(clip.file, clip.start_s, clip.duration_s),
+        num_threads,
+        4 * num_threads,
+    )
+    with contextlib.closing(stream):
+        for clip, waveform in stream:
+            if isinstance(waveform, Exception):
+                raise waveform
+            waveforms[clip] = waveform
+    return waveforms
 
 
 def _outcome(future: "Future[Any]") -> Any:

@@ -30,7 +30,7 @@ class ClipDataset(Dataset["tuple[Tensor, Tensor] | AudioError"]):
     the item, because torch would make a nameless one of it; the loader of `make_data_loader` raises it.
 
     Args:
-        clips: What to read.
+        clips: What to read; or waveforms ``(S,)`` at 16 kHz that were read before.
         targets: One per clip: class ids ``(N,)``, or a row of values per class ``(N, C)``.
         crop_s: Longer clips are cut to a random part of this many seconds; ``None`` keeps them whole.
         seed: Of the random parts: the same seed cuts the same parts, in whatever order and process the
@@ -42,7 +42,7 @@ class ClipDataset(Dataset["tuple[Tensor, Tensor] | AudioError"]):
 
     def __init__(
         self,
-        clips: Sequence[Clip],
+        clips: Sequence[Clip | NDArray[np.float32]],
         targets: Sequence[int] | NDArray[Any],
         crop_s: float | None = None,
         seed: int = 0,
@@ -58,27 +58,37 @@ class ClipDataset(Dataset["tuple[Tensor, Tensor] | AudioError"]):
         return len(self.clips)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor] | AudioError:
+        clip = self.clips[index]
         try:
-            clip = self.clips[index]
-            if self.crop_s is not None:
-                clip = self._crop(clip, self.crop_s, index)
-            waveform = load_audio(clip.file, clip.start_s, clip.duration_s)
+            waveform = self._read(clip, index) if isinstance(clip, Clip) else clip
         except AudioError as error:
             if get_worker_info() is None:
                 raise
             return error
+        if not isinstance(clip, Clip) and self.crop_s is not None:
+            length = round(self.crop_s * SAMPLE_RATE)
+            start = self._skipped(len(clip) - length, index)
+            waveform = clip[start : start + length]
         return torch.from_numpy(waveform), self.targets[index]
 
-    def _crop(self, clip: Clip, crop_s: float, index: int) -> Clip:
-        duration_s = probe_audio(clip.file).duration_s - clip.start_s
-        if clip.duration_s is not None:
-            duration_s = min(duration_s, clip.duration_s)
-        spare = round(duration_s * SAMPLE_RATE) - round(crop_s * SAMPLE_RATE)
+    def _read(self, clip: Clip, index: int) -> NDArray[np.float32]:
+        """Read a clip, or a random part of it."""
+        if self.crop_s is not None:
+            duration_s = probe_audio(clip.file).duration_s - clip.start_s
+            if clip.duration_s is not None:
+                duration_s = min(duration_s, clip.duration_s)
+            spare = round(duration_s * SAMPLE_RATE) - round(self.crop_s * SAMPLE_RATE)
+            if spare > 0:
+                start_s = clip.start_s + self._skipped(spare, index) / SAMPLE_RATE
+                return load_audio(clip.file, start_s, self.crop_s)
+        return load_audio(clip.file, clip.start_s, clip.duration_s)
+
+    def _skipped(self, spare: int, index: int) -> int:
+        """How many samples to leave out at a clip's start, of the spare ones."""
         if spare <= 0:
-            return clip
+            return 0
         # A generator of its own per clip: what is cut does not depend on who reads it when.
-        skipped = int(np.random.default_rng([self.seed, index]).integers(spare + 1))
-        return Clip(clip.file, clip.start_s + skipped / SAMPLE_RATE, crop_s)
+        return int(np.random.default_rng([self.seed, index]).integers(spare + 1))
 
 
 class _ClipLoader(DataLoader["tuple[Tensor, Tensor]"]):

@@ -9,6 +9,7 @@ from beats_trainer.model.classifier import (
     Activation,
     BEATsClassifier,
     ClassifierOutput,
+    ClassifierTask,
     apply_activation,
 )
 from beats_trainer.model.heads import ClassifierHead
@@ -34,6 +35,7 @@ __all__ = [
     "ClassifierHead",
     "ClassifierOutput",
     "ClassifierPooling",
+    "ClassifierTask",
     "PoolingMode",
     "TokenizerOutput",
     "apply_activation",

@@ -22,10 +22,19 @@ from beats_trainer.model.pooling import (
     pool_tokens,
 )
 
-__all__ = ["Activation", "BEATsClassifier", "ClassifierOutput", "apply_activation"]
+__all__ = [
+    "Activation",
+    "BEATsClassifier",
+    "ClassifierOutput",
+    "ClassifierTask",
+    "apply_activation",
+]
 
 Activation = Literal["softmax", "sigmoid"]
-"""What turns logits into scores: one label per clip, or any number."""
+"""What turns logits into scores: together, so that they sum to one, or each class for itself."""
+
+ClassifierTask = Literal["single", "multi"]
+"""What a clip has: exactly one class, or any number of them."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +76,9 @@ class BEATsClassifier(nn.Module):
         activation: ``"softmax"`` where exactly one class is true, ``"sigmoid"`` where any may be.
         pooling: How tokens become the embedding that the head reads.
         attentive_pooling: The module that does so; with ``pooling="attentive"`` and only then.
+        task: ``"single"`` where a clip has exactly one class, ``"multi"`` where it has any number; ``None``
+            takes what the activation is for. (A head that was trained class by class, with
+            ``"sigmoid"``, may still be for clips of one class.)
 
     Attributes:
         is_backbone_frozen: Whether the encoder is kept as it is, see `freeze_backbone`.
@@ -84,6 +96,7 @@ class BEATsClassifier(nn.Module):
         pooling: ClassifierPooling = "mean",
         *,
         attentive_pooling: AttentivePooling | None = None,
+        task: ClassifierTask | None = None,
     ) -> None:
         super().__init__()
         if len(labels) != head.num_classes:
@@ -97,6 +110,12 @@ class BEATsClassifier(nn.Module):
             )
         if activation not in get_args(Activation):
             raise ValueError(f"Unknown activation {activation!r}: expected softmax or sigmoid.")
+        if task not in (None, *get_args(ClassifierTask)):
+            raise ValueError(f"Unknown task {task!r}: expected single or multi.")
+        if task == "multi" and activation == "softmax":
+            raise ValueError(
+                "Under softmax the classes exclude each other: task='multi' needs activation='sigmoid'."
+            )
         if pooling not in (*POOLING_MODES, "attentive"):
             raise ValueError(
                 f"Unknown pooling {pooling!r}: expected {', '.join(POOLING_MODES)} or attentive."
@@ -112,6 +131,7 @@ class BEATsClassifier(nn.Module):
         self.head = head
         self.labels = list(labels)
         self.activation: Activation = activation
+        self.task: ClassifierTask = task or ("single" if activation == "softmax" else "multi")
         self.pooling: ClassifierPooling = pooling
         self.attentive_pooling = attentive_pooling
         self.is_backbone_frozen = False

@@ -12,7 +12,7 @@ from beats_trainer.reports.calibration import (
     fit_temperature,
     reliability,
 )
-from beats_trainer.reports.intervals import Interval, bootstrap_intervals
+from beats_trainer.reports.intervals import Interval, bootstrap_intervals, resample_metrics
 from beats_trainer.reports.metrics import (
     SUMMARY_METRICS,
     ClassificationMetrics,
@@ -46,5 +46,6 @@ __all__ = [
     "multilabel_metrics",
     "precision_recall_points",
     "reliability",
+    "resample_metrics",
     "summary_names",
 ]

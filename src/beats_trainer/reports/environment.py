@@ -1,12 +1,13 @@
 """What a result was made with: the machine and the versions, as plain text for a report.
 
-[hardware, versions] -> report
+[hardware, versions, command] -> report
 
 Nothing heavy is imported to ask for its version, and a fact that the system does not tell is left out.
 """
 
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from importlib import metadata
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from beats_trainer._version import __version__
 
-__all__ = ["hardware", "versions"]
+__all__ = ["command", "hardware", "versions"]
 
 _PACKAGES = ("torch", "lightning", "peft", "numpy", "soundfile", "soxr", "av")
 
@@ -115,3 +116,18 @@ def _read(path: str | Path) -> str:
         return Path(path).read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
+
+
+def command() -> str:
+    """The command line of ``beats-trainer`` that this process runs; empty in any other program.
+
+    Example:
+        >>> command()  # in a test
+        ''
+    """
+    program = Path(sys.argv[0])
+    if program.stem not in ("beats-trainer", "__main__") or len(sys.argv) < 2:
+        return ""
+    if program.stem == "__main__" and program.parent.name != "beats_trainer":
+        return ""
+    return shlex.join(["beats-trainer", *sys.argv[1:]])

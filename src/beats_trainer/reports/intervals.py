@@ -23,9 +23,9 @@ from numpy.typing import ArrayLike, NDArray
 from beats_trainer.reports.averages import class_rates, mean_over, ratio
 from beats_trainer.reports.ranking import ClassRanking, macro_mean, rank_classes, sort_classes
 from beats_trainer.reports.scores import OneVsRest, Task, check_probabilities, thresholds_of
-from beats_trainer.reports.tasks import measure, summary_names
+from beats_trainer.reports.tasks import measure
 
-__all__ = ["Interval", "bootstrap_intervals"]
+__all__ = ["Interval", "bootstrap_intervals", "resample_metrics"]
 
 # Resamples are worked on in blocks whose weights stay in the cache (1.6 MB), as the ranking walks over them
 # once per class; but not so few at once that numpy is busy with rows rather than with numbers.
@@ -100,16 +100,79 @@ def bootstrap_intervals(
         >>> intervals["accuracy"].value, intervals["accuracy"].high
         (0.75, 1.0)
     """
-    if num_resamples < 1 or not 0 < confidence < 1:
-        raise ValueError(
-            "Expected at least one resample and a confidence between 0 and 1; got "
-            f"num_resamples={num_resamples} and confidence={confidence}."
-        )
+    if not 0 < confidence < 1:
+        raise ValueError(f"Expected confidence between 0 and 1; got confidence={confidence}.")
+    resampled = resample_metrics(
+        task,
+        targets,
+        probabilities,
+        labels,
+        groups=groups,
+        num_resamples=num_resamples,
+        seed=seed,
+        thresholds=thresholds,
+    )
+    if not resampled:
+        return {}
+    values = measure(task, targets, probabilities, labels, thresholds).summary("all")
+    ends = [(1 - confidence) / 2, (1 + confidence) / 2]
+    intervals = {}
+    for name, metric in resampled.items():
+        metric = metric[~np.isnan(metric)]
+        if f"all_{name}" in values and len(metric):
+            low, high = np.quantile(metric, ends)
+            value = values[f"all_{name}"]
+            intervals[name] = Interval(value, float(low), float(high), confidence)
+    return intervals
+
+
+def resample_metrics(
+    task: Task,
+    targets: ArrayLike,
+    probabilities: ArrayLike,
+    labels: Sequence[str],
+    *,
+    groups: ArrayLike | None = None,
+    num_resamples: int = 1000,
+    seed: int = 0,
+    thresholds: Mapping[str, float] | None = None,
+) -> dict[str, NDArray[np.float64]]:
+    """Measure a split on resamples of its clips.
+
+    Which clips are drawn depends on the groups and the seed alone. So two models that are measured on the
+    same clips are measured on the same resamples, and the difference of their metrics, resample by
+    resample, is a paired bootstrap: what makes some clips hard for both falls out of it.
+
+    Args:
+        task: As all that follow, see `bootstrap_intervals`.
+        targets: Shape ``(N,)`` or ``(N, C)``.
+        probabilities: Shape ``(N, C)``.
+        labels: Class names, C of them.
+        groups: What each clip was cut from, shape ``(N,)``.
+        num_resamples: How many times the clips are drawn, R.
+        seed: Of the draws.
+        thresholds: As for ``measure``.
+
+    Returns:
+        Under the names of ``summary_names(task)``, shape ``(R,)``, NaN where a resample leaves the metric
+        undefined. Empty if all clips are of one group.
+
+    Raises:
+        ValueError: If the arrays do not fit, or ``num_resamples`` is below 1.
+
+    Example:
+        >>> truth, first, second = [0, 0, 1], [[0.9, 0.1]] * 3, [[0.8, 0.2]] * 2 + [[0.1, 0.9]]
+        >>> one = resample_metrics("single", truth, first, ["a", "b"])["accuracy"]
+        >>> other = resample_metrics("single", truth, second, ["a", "b"])["accuracy"]
+        >>> bool((other >= one).all())  # the second is right wherever the first is
+        True
+    """
+    if num_resamples < 1:
+        raise ValueError(f"Expected at least one resample; got num_resamples={num_resamples}.")
     data = check_probabilities(task, targets, probabilities, len(labels))
     group_of_clip = _number_groups(groups, len(data.scores))
     if group_of_clip.max() == 0:
         return {}
-    values = measure(task, targets, probabilities, labels, thresholds).summary("all")
     cutoffs = thresholds_of(labels, thresholds)
     classes = sort_classes(data)
     resampled = [
@@ -118,16 +181,7 @@ def bootstrap_intervals(
         else _resampled_multi(data, classes, cutoffs, weights)
         for weights in _draw(group_of_clip, num_resamples, seed)
     ]
-    ends = [(1 - confidence) / 2, (1 + confidence) / 2]
-    intervals = {}
-    for name in summary_names(task):
-        metric = np.concatenate([block[name] for block in resampled])
-        metric = metric[~np.isnan(metric)]
-        if f"all_{name}" in values and len(metric):
-            low, high = np.quantile(metric, ends)
-            value = values[f"all_{name}"]
-            intervals[name] = Interval(value, float(low), float(high), confidence)
-    return intervals
+    return {name: np.concatenate([block[name] for block in resampled]) for name in resampled[0]}
 
 
 def _number_groups(groups: ArrayLike | None, num_clips: int) -> NDArray[np.int64]:

@@ -95,7 +95,7 @@ class TokenFeatures:
 
     @torch.inference_mode()
     def embed(self, pooling: AttentivePooling, batch_size: int = 64) -> EmbeddedSplit:
-        """What a fitted pooling makes of the clips, for `embedding_logits` and `score_embeddings`."""
+        """What a fitted pooling makes of the clips, for `embedding_logits`."""
         batches = [
             self.pool(pooling, range(start, min(start + batch_size, len(self)))).cpu()
             for start in range(0, len(self), batch_size)

@@ -101,6 +101,7 @@ def build_classifier(
         activation=activation_of(config.training.loss_function, task),
         pooling="attentive" if mode == "attentive" else settings.pooling,
         attentive_pooling=learned,
+        task=task,
         window_s=config.data.max_duration_s,
     )
     # Adapters come later, and freeze what is below them by themselves.

@@ -19,18 +19,11 @@ from torch import Tensor
 
 from beats_trainer.config import TrainingConfig
 from beats_trainer.model import ClassifierHead
-from beats_trainer.reports import ClassificationMetrics, classification_metrics
 from beats_trainer.training.embedded import EmbeddedSplit
 from beats_trainer.training.epochs import FitTask, Fitted, fit_epochs, task_for
 from beats_trainer.training.losses import soft_targets
 
-__all__ = [
-    "FittedHead",
-    "embedding_logits",
-    "embedding_moments",
-    "fit_cached_head",
-    "score_embeddings",
-]
+__all__ = ["FittedHead", "embedding_logits", "embedding_moments", "fit_cached_head"]
 
 
 @dataclass(frozen=True)
@@ -121,20 +114,6 @@ def embedding_logits(head: ClassifierHead, split: EmbeddedSplit) -> NDArray[np.f
         logits = head(torch.from_numpy(split.embeddings).to(device))
     values: NDArray[np.float64] = logits.cpu().double().numpy()
     return values
-
-
-def score_embeddings(
-    head: ClassifierHead, split: EmbeddedSplit, labels: Sequence[str]
-) -> ClassificationMetrics:
-    """Measure a head that reads raw embeddings on the clips of a split.
-
-    Args:
-        head: In eval mode.
-        split: At least one clip.
-        labels: Class names in the order of the ids.
-    """
-    logits = torch.from_numpy(embedding_logits(head, split))
-    return classification_metrics(split.targets, logits.softmax(dim=-1).numpy(), labels)
 
 
 def embedding_moments(embeddings: Tensor) -> tuple[Tensor, Tensor]:

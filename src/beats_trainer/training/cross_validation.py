@@ -22,13 +22,14 @@ from beats_trainer.atomic import written_whole
 from beats_trainer.config import Config
 from beats_trainer.datasets import FoldSplit, targets_of
 from beats_trainer.reports import bootstrap_intervals, measure
-from beats_trainer.reports.environment import hardware, versions
+from beats_trainer.reports.environment import command, hardware, versions
 from beats_trainer.reports.html import Mistake, Report, write_report
 from beats_trainer.training.report import (
     class_balance,
     describe_training,
     find_mistakes,
     headline,
+    how_intervals_are_made,
     scores_of,
 )
 from beats_trainer.training.result import CrossValidationResult
@@ -128,7 +129,8 @@ def cross_validate(
             versions=versions(),
             hardware=hardware(),
             duration_s=sum(float(row["duration_s"]) for row in rows),
-            notes=[fold.splits.how for fold in folds],
+            interval_note=how_intervals_are_made(pooled),
+            command=command(),
         ),
     )
     return CrossValidationResult(

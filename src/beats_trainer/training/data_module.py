@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from beats_trainer.config import Config, settled
 from beats_trainer.datasets import Splits, targets_of
 from beats_trainer.embeddings.encode import DEFAULT_WINDOW_S
-from beats_trainer.loading import ClipDataset, make_data_loader
+from beats_trainer.loading import Clip, ClipDataset, make_data_loader, read_into_memory
 from beats_trainer.training.embedded import clips_of
 from beats_trainer.training.losses import soft_targets
 from beats_trainer.training.sampling import epoch_order, rank_batches
@@ -44,6 +44,17 @@ class SplitsDataModule(L.LightningDataModule):
         self.splits = splits
         self.config = config
         self.pin_memory = pin_memory
+        self._waveforms: dict[Clip, NDArray[np.float32]] = {}
+
+    def setup(self, stage: str) -> None:
+        """Decode all clips once, if they fit into memory: later epochs then only cut them."""
+        tables = ((self.splits.train, None), (self.splits.val, DEFAULT_WINDOW_S))
+        clips = list(
+            dict.fromkeys(clip for table, most in tables for clip in clips_of(table, most))
+        )
+        threads = max(1, min(self.config.data.num_workers, os.cpu_count() or 1))
+        budget = int(self.config.data.cache_audio_gb * 1e9)
+        self._waveforms = read_into_memory(clips, budget, threads) or {}
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
         """Load the training clips in this epoch's order, with targets ``(B, C)``."""
@@ -58,7 +69,7 @@ class SplitsDataModule(L.LightningDataModule):
         order = epoch_order(targets, self.config.training.sampling, seed)
         table = self.splits.train.iloc[order]
         crop_s = self.config.data.max_duration_s
-        return self._load(ClipDataset(clips_of(table), targets[order], crop_s, seed))
+        return self._load(ClipDataset(self._sources(clips_of(table)), targets[order], crop_s, seed))
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
         """Load the validation clips; of recordings longer than a window, the first window.
@@ -66,8 +77,11 @@ class SplitsDataModule(L.LightningDataModule):
         These scores only choose the best epoch. What is reported is measured on whole recordings.
         """
         table = self.splits.val
-        clips = clips_of(table, DEFAULT_WINDOW_S)
+        clips = self._sources(clips_of(table, DEFAULT_WINDOW_S))
         return self._load(ClipDataset(clips, self._targets(table)))
+
+    def _sources(self, clips: list[Clip]) -> list[Clip | NDArray[np.float32]]:
+        return [self._waveforms.get(clip, clip) for clip in clips]
 
     def _targets(self, table: pd.DataFrame) -> NDArray[np.float32]:
         num_classes = len(self.splits.labels)
@@ -83,8 +97,10 @@ class SplitsDataModule(L.LightningDataModule):
             dataset,
             batch_size,
             batches=[rows or [0] for rows in batches],  # a clip that will count for nothing
-            # More processes than cores only wait for one another.
-            num_workers=min(self.config.data.num_workers, os.cpu_count() or 1),
+            # More processes than cores only wait for one another; what is in memory needs none.
+            num_workers=0
+            if self._waveforms
+            else min(self.config.data.num_workers, os.cpu_count() or 1),
             seed=self.config.seed,
             pin_memory=self.pin_memory,
         )

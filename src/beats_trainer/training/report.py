@@ -6,7 +6,9 @@ Shapes in this file: N clips, C classes.
 """
 
 import dataclasses
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from beats_trainer.audio import load_audio
+from beats_trainer.checkpoints import BEATsForAudioClassification
 from beats_trainer.config import Config
 from beats_trainer.constants import SAMPLE_RATE
 from beats_trainer.datasets import Splits, Task, targets_of
@@ -26,19 +29,21 @@ from beats_trainer.reports import (
     precision_recall_points,
     reliability,
 )
-from beats_trainer.reports.environment import hardware, versions
+from beats_trainer.reports.environment import command, hardware, versions
 from beats_trainer.reports.html import Figure, Mistake, ReliabilityPoints, Report
 from beats_trainer.training.embedded import clips_of
 from beats_trainer.training.losses import soft_targets
 from beats_trainer.training.run_folder import SPLIT_NAMES
-from beats_trainer.training.session import Outcome, ScoredSplit
+from beats_trainer.training.session import Outcome, ScoredSplit, groups_of
 
 __all__ = [
     "NAMES_OF_METRICS",
     "class_balance",
+    "describe_evaluation",
     "describe_training",
     "find_mistakes",
     "headline",
+    "how_intervals_are_made",
     "scores_of",
 ]
 
@@ -98,7 +103,50 @@ def describe_training(outcome: Outcome, config: Config, title: str) -> Report:
         versions=versions(),
         hardware=hardware(),
         duration_s=outcome.duration_s,
-        notes=[splits.how, *outcome.notes],
+        notes=list(outcome.notes),
+        interval_note="" if scored is None else how_intervals_are_made(scored),
+        command=command(),
+    )
+
+
+def describe_evaluation(
+    scored: ScoredSplit, classifier: BEATsForAudioClassification, source: str
+) -> Report:
+    """Put together what the report of a measurement shows: a trained model on labelled clips.
+
+    Args:
+        scored: The clips with the model's scores.
+        classifier: The model.
+        source: What the clips are, for the reader: a folder, a table, ``"test"``.
+    """
+    task, labels, table = classifier.task, classifier.labels, scored.table
+    none, where = table.iloc[:0], _short_name(source)
+    splits = Splits(none, none, table, list(labels), "", task)
+    name = "evaluated clips"
+    thresholds = classifier.thresholds
+    decided = (
+        "the most likely class of each counts"
+        if task == "single"
+        else "the classes that reach the model's thresholds count"
+        if thresholds
+        else "the classes that reach a score of 0.5 count"
+    )
+    return Report(
+        title=f"Evaluation on {where}",
+        summary=f"A trained model was measured on {len(table)} clips of {where}; {decided}.",
+        **scores_of(scored, task),
+        headline=headline(scored.metrics, scored.intervals, name),
+        interval_note=how_intervals_are_made(scored),
+        task=task,
+        labels=labels,
+        reliability={name: _reliability(scored.probabilities, scored, task)},
+        balance={name: class_balance(splits)["test"]},
+        mistakes=find_mistakes(scored, splits, classifier.beats),
+        thresholds=None if thresholds is None else dict(thresholds),
+        configuration={"model": dict(classifier.provenance)},
+        versions=versions(),
+        hardware=hardware(),
+        command=command(),
     )
 
 
@@ -184,7 +232,7 @@ def find_mistakes(
             fbank = beats.fbank(torch.from_numpy(padded)[None].to(_device(beats)))[0]
         mistakes.append(
             Mistake(
-                file=str(scored.table["filename"].iloc[row]),
+                file=_short_name(str(scored.table["filename"].iloc[row])),
                 start_time=clip.start_s,
                 duration_s=len(waveform) / SAMPLE_RATE,
                 truth=truth,
@@ -249,9 +297,9 @@ def _in_words(outcome: Outcome, config: Config, name: str) -> str:
         "scratch": "The whole network was trained from random weights",
     }[str(config.model.mode)]
     splits = outcome.splits
-    kept = outcome.fitted.best_epoch + 1
+    kept = outcome.fitted.best_epoch
     chosen = (
-        f"epoch {kept} of {len(outcome.fitted.history)} was kept, the best by "
+        f"of {len(outcome.fitted.history)} epochs, epoch {kept} (counted from 0) was kept, the best by "
         f"{config.training.monitor_metric} on {len(splits.val)} validation clips"
         if len(splits.val)
         else f"the last of {len(outcome.fitted.history)} epochs was kept, without validation clips"
@@ -264,4 +312,25 @@ def _in_words(outcome: Outcome, config: Config, name: str) -> str:
     }[name]
     if not outcome.scored:
         measured = "Nothing was measured: there are neither validation nor test clips."
-    return f"{what} with {len(splits.train)} clips of {len(splits.labels)} classes; {chosen}. {measured}"
+    return (
+        f"{what} with {len(splits.train)} clips of {len(splits.labels)} classes; {chosen}. {measured} "
+        f"{splits.how}"
+    )
+
+
+def how_intervals_are_made(scored: ScoredSplit) -> str:
+    """What the intervals beside the figures are, for the reader."""
+    groups = groups_of(scored.table)
+    if not scored.intervals:
+        return ""
+    what = (
+        f"the {len(scored.table)} clips"
+        if groups is None
+        else f"the {len(set(groups))} groups that the {len(scored.table)} clips belong to"
+    )
+    return f"Intervals: 95 %, by resampling {what} (bootstrap)."
+
+
+def _short_name(file: str) -> str:
+    """Enough of a file's name to find it by: of a whole path, the folder and the name."""
+    return os.path.join(*Path(file).parts[-2:]) if os.path.isabs(file) else file

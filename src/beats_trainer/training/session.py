@@ -33,7 +33,7 @@ from beats_trainer.reports import (
     fit_thresholds,
     measure,
 )
-from beats_trainer.training.attentive import TokenCache, fit_cached_attentive
+from beats_trainer.training.attentive import TokenCache, TokenFeatures, fit_cached_attentive
 from beats_trainer.training.cached_head import FittedHead, embedding_logits, fit_cached_head
 from beats_trainer.training.embedded import EmbeddedSplit, EmbeddingCache
 from beats_trainer.training.epochs import FitTask, Fitted
@@ -181,14 +181,18 @@ def train_once(
     caches = caches or Caches.for_classifier(classifier, config, splits.task)
     mode = config.model.mode
     fitted: Fitted | FittedNetwork
+    tokens = None
+    if mode == "attentive" and not _hears_anew(config, augment):
+        tokens = _read_tokens(classifier, splits, caches.tokens, progress)
     if mode == "head":
         embedded = _embed(classifier, splits, SPLIT_NAMES, caches.embeddings, progress)
         fitted = _fit_head(classifier, embedded, splits, config, progress)
         log_history(fitted.history, config, run)
+    elif tokens is not None:
+        fitted, embedded = _fit_attentive(classifier, tokens, splits, config, progress)
+        log_history(fitted.history, config, run)
     else:
-        fitted = _fit_tokens_or_network(
-            classifier, splits, config, run, device, caches, resume, progress, augment
-        )
+        fitted = _fit_network(classifier, splits, config, run, device, resume, progress, augment)
         # As the model will be used: whole recordings, through the network that training left.
         own = EmbeddingCache(classifier, config, splits.task)
         embedded = _embed(classifier.to(device), splits, ("val", "test"), own, progress)
@@ -205,7 +209,7 @@ def train_once(
     run.write_history(fitted.history)
     run.write_predictions(outcome.scored, splits)
     classifier.save_pretrained(run.model, metrics=classifier.provenance["metrics"])
-    run.write_metrics(outcome.scored)  # last: a run with metrics is a finished one
+    run.write_metrics(outcome.scored)  # last: by now all that it speaks of is on disk
     return outcome
 
 
@@ -305,35 +309,6 @@ def _fit_head(
     return fitted
 
 
-def _fit_attentive(
-    classifier: BEATsForAudioClassification,
-    splits: Splits,
-    config: Config,
-    caches: "Caches",
-    progress: bool | None,
-) -> Fitted | None:
-    """Fit learned pooling and head on cached tokens; ``None`` if these do not fit into memory."""
-    tables = [table for table in (splits.train, splits.val) if len(table)]
-    features = caches.tokens.split(classifier, tables, progress)
-    if features is None:
-        return None
-    fitted = fit_cached_attentive(
-        classifier,
-        features[0],
-        features[1] if len(splits.val) else None,
-        config.training,
-        learning_rate=config.resolved_learning_rate(),
-        batch_size=settled(config.data.batch_size),
-        seed=config.seed,
-        task=_fit_task(classifier, splits, config),
-        progress=progress,
-    )
-    assert classifier.attentive_pooling is not None
-    classifier.head.load_state_dict(fitted.head.state_dict())
-    classifier.attentive_pooling.load_state_dict(fitted.pooling.state_dict())
-    return fitted
-
-
 def _hears_anew(config: Config, augment: ClipChange | None) -> bool:
     """Whether a frozen network must be run in every epoch, because its clips are not always the same."""
     return (
@@ -344,23 +319,63 @@ def _hears_anew(config: Config, augment: ClipChange | None) -> bool:
     )
 
 
-def _fit_tokens_or_network(
+def _read_tokens(
+    classifier: BEATsForAudioClassification,
+    splits: Splits,
+    cache: TokenCache,
+    progress: bool | None,
+) -> dict[str, TokenFeatures] | None:
+    """The tokens of all clips; ``None`` if they do not fit into memory.
+
+    Test clips count too: over the folds of a cross-validation it is always the same clips that must fit, and
+    each of them is encoded once.
+    """
+    names = [name for name in SPLIT_NAMES if len(getattr(splits, name))]
+    parts = cache.split(classifier, [getattr(splits, name) for name in names], progress)
+    if parts is None:
+        log.info("The frozen network is run in every epoch; model.cache_gb allows for more memory.")
+        return None
+    return dict(zip(names, parts, strict=True))
+
+
+def _fit_attentive(
+    classifier: BEATsForAudioClassification,
+    tokens: dict[str, TokenFeatures],
+    splits: Splits,
+    config: Config,
+    progress: bool | None,
+) -> tuple[Fitted, dict[str, EmbeddedSplit]]:
+    """Fit learned pooling and head on cached tokens, and pool the clips to be measured with it."""
+    batch_size = settled(config.data.batch_size)
+    fitted = fit_cached_attentive(
+        classifier,
+        tokens["train"],
+        tokens.get("val"),
+        config.training,
+        learning_rate=config.resolved_learning_rate(),
+        batch_size=batch_size,
+        seed=config.seed,
+        task=_fit_task(classifier, splits, config),
+        progress=progress,
+    )
+    assert classifier.attentive_pooling is not None
+    classifier.head.load_state_dict(fitted.head.state_dict())
+    classifier.attentive_pooling.load_state_dict(fitted.pooling.state_dict())
+    measured = {name: tokens[name] for name in ("val", "test") if name in tokens}
+    return fitted, {name: part.embed(fitted.pooling) for name, part in measured.items()}
+
+
+def _fit_network(
     classifier: BEATsForAudioClassification,
     splits: Splits,
     config: Config,
     run: RunFolder,
     device: torch.device,
-    caches: "Caches",
     resume: bool,
     progress: bool | None,
     augment: ClipChange | None,
-) -> "Fitted | FittedNetwork":
-    if config.model.mode == "attentive" and not _hears_anew(config, augment):
-        fitted = _fit_attentive(classifier, splits, config, caches, progress)
-        if fitted is not None:
-            log_history(fitted.history, config, run)
-            return fitted
-        log.info("The frozen network is run in every epoch; model.cache_gb allows for more memory.")
+) -> "FittedNetwork":
+    """Fit all that has a gradient, hearing clips in every epoch; adapters are folded in afterwards."""
     from beats_trainer.training.fit import fit_network  # Lightning takes seconds to import
 
     if config.model.mode != "lora":
