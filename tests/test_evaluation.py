@@ -174,11 +174,16 @@ def test_settings_and_rows_that_are_not_there_are_errors(multi, chords):
         ConfigError, match=r"data\.label_delimeter\. Did you mean 'label_delimiter'"
     ):
         trainer.evaluate(csv, label_delimeter=",")
+    for clips in ("test", trainer.manifest):
+        with pytest.raises(ConfigError, match="label_delimiter= is for reading"):
+            trainer.evaluate(clips, label_delimiter=",")
     with pytest.raises(ConfigError, match=r"says what data\.metadata_file is"):
         trainer.evaluate(csv, metadata_file="other.csv")
-    with pytest.raises(DatasetError, match=r"no column 'sit' .*mean 'site'"):
+    with pytest.raises(DatasetError, match=r"no column 'sit'\. Did you mean 'site'\?"):
         trainer.evaluate(csv, rows={"sit": "site_1"})
-    with pytest.raises(DatasetError, match=r"has 'site_99' in 'site'\. Its values: site_0, "):
+    with pytest.raises(
+        DatasetError, match=r"has 'site_99' in the column 'site'\. Its values: site_0, "
+    ):
         trainer.evaluate(csv, rows={"site": "site_99"})
     assert trainer.evaluate(csv, rows={"site": "site_1"}).num_clips == 4
 
@@ -248,3 +253,21 @@ def test_a_report_of_a_measurement_has_its_numbers_and_mistakes(multi, chords, t
     assert mean["low"] <= mean["value"] <= mean["high"]
     assert numbers["thresholds"] == pytest.approx(trainer.model.thresholds)
     assert "the 10 groups that the 40 clips" in numbers["interval_note"]
+
+
+def test_what_is_decided_by_a_threshold_is_a_mistake_by_it(bare, chords, tmp_path):
+    loaded = BEATsTrainer.load(bare, device="cpu")
+    loaded.model.thresholds = dict.fromkeys(NAMES, 0.0)  # everything counts as detected
+
+    loaded.evaluate(
+        chords / "labels.csv",
+        report=tmp_path,
+        label_delimiter=",",
+        background_labels=["silence"],
+        audio_column="file",
+        label_column="sounds",
+    )
+
+    mistakes = json.loads((tmp_path / "report.json").read_text())["mistakes"]
+    assert len(mistakes) == 12
+    assert all(mistake["truth"] == f"no {mistake['predicted']}" for mistake in mistakes)

@@ -9,13 +9,11 @@ Shapes in this file: N clips, D width of an embedding.
 """
 
 import copy
-import dataclasses
 import logging
 import multiprocessing
 import os
 import sys
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -44,8 +42,6 @@ from beats_trainer.datasets import (
     load_urbansound8k,
     split_manifest,
 )
-from beats_trainer.datasets.labels import nearest_name
-from beats_trainer.datasets.renumber import renumber_clips
 from beats_trainer.errors import BEATsTrainerError, ConfigError, DatasetError
 from beats_trainer.feature_extractor import BEATsFeatureExtractor
 from beats_trainer.loading import ClipChange
@@ -60,15 +56,12 @@ from beats_trainer.training.build import (
     build_encoder,
     require_base,
 )
+from beats_trainer.training.checks import check_before_training
 from beats_trainer.training.cross_validation import cross_validate
 from beats_trainer.training.embedded import EmbeddingCache, encoding_batch_size
 from beats_trainer.training.loggers import require_loggers
-from beats_trainer.training.manifest import (
-    label_settings,
-    read_manifest,
-    read_table,
-    scan_classes,
-)
+from beats_trainer.training.manifest import label_settings, read_manifest, scan_classes
+from beats_trainer.training.new_clips import choose_rows, read_new_clips
 from beats_trainer.training.report import class_balance, describe_evaluation, describe_training
 from beats_trainer.training.result import CrossValidationResult, TrainResult
 from beats_trainer.training.run_folder import SPLIT_NAMES, RunFolder
@@ -171,6 +164,7 @@ class BEATsTrainer:
         self._model: BEATsForAudioClassification | None = None
         self._is_trained = False
         self._splits: Splits | None = None
+        self._folds: dict[tuple[Any, ...], list[FoldSplit]] = {}
         self.config.validate()
 
         if isinstance(dataset, Splits):
@@ -473,7 +467,7 @@ class BEATsTrainer:
         trainer.config.training.device = device
         trainer.labels = list(trainer._model.labels)
         trainer.task = trainer._model.task
-        trainer.manifest, trainer.augment = None, None
+        trainer.manifest, trainer._folds, trainer.augment = None, {}, None
         trainer._splits = run.read_splits(trainer.labels, trainer.task)
         trainer.log_dir = Path("logs")
         trainer._check_config()
@@ -549,6 +543,7 @@ class BEATsTrainer:
         interrupted = self._find_interrupted(resume_from_checkpoint)
         if interrupted is not None:
             interrupted.check_same_plan(config, splits)
+        check_before_training([splits], self.config, config)
         classifier = self._fresh_model()
         run = interrupted or RunFolder.create(self.log_dir, config.experiment_name)
         outcome = train_once(
@@ -626,6 +621,7 @@ class BEATsTrainer:
         fold_list = self._known_folds(self.config.data.folds if folds is None else folds)
         config = self._resolved()
         config.data.folds = config.data.folds if folds is None else folds
+        check_before_training([fold.splits for fold in fold_list], self.config, config)
         interrupted = self._find_interrupted(resume_from_checkpoint)
         if interrupted is not None:
             interrupted.check_same_plan(config, None)
@@ -912,12 +908,15 @@ class BEATsTrainer:
                 "folds='official' needs a column of folds, and the table has none. Name it with "
                 "data.fold_column, or give a number of folds to be made."
             )
-        return fold_splits(
-            self.manifest,
-            None if folds == "official" else folds,  # type: ignore[arg-type]  # checked there
-            val_split=data.val_split,
-            seed=self.config.seed,
-        )
+        asked = (folds, data.val_split, self.config.seed)
+        if asked not in self._folds:  # else made, and warned of, before
+            self._folds[asked] = fold_splits(
+                self.manifest,
+                None if folds == "official" else folds,  # type: ignore[arg-type]  # checked there
+                val_split=data.val_split,
+                seed=self.config.seed,
+            )
+        return self._folds[asked]
 
     def _labelled(
         self,
@@ -930,75 +929,12 @@ class BEATsTrainer:
             table = self._table(data)
             if table.empty:
                 raise DatasetError(f"There are no {data} clips: {self._known_splits().how}")
-            return _chosen_rows(table, rows, f"the {data} clips")
-        if isinstance(data, pd.DataFrame) and _is_checked(data, self.task):  # rows of `dataset`
-            data = Manifest(data, self.labels, self.task)
-        if isinstance(data, Manifest):
-            unlisted = self.config.data.unlisted_labels
-            table = renumber_clips(data, self.labels, self.task, unlisted)
-            return _chosen_rows(table, rows, "the manifest")
-        reading = self._settings_of_new_clips(data, settings or {})
-        columns: dict[str, Any] = {}
-        if not isinstance(data, pd.DataFrame):
-            table = read_table(reading, self.config.seed)
-        else:
-            table = data
-            needed = {reading.audio_column, *(reading.label_columns or [reading.label_column])}
-            if needed <= set(table.columns):
-                columns = {
-                    "audio_column": reading.audio_column,
-                    "label_column": reading.label_column,
-                }
-            else:  # then in the columns that the library's own tables have
-                reading.label_columns = None
-        table = _chosen_rows(table, rows, "the table")
-        for name in ("group_column", "fold_column", "split_column"):
-            # What the training data had for its splits, new clips need not have.
-            if getattr(reading, name) not in table.columns:
-                setattr(reading, name, getattr(DataConfig(), name))
-        manifest = build_manifest(
-            table,
-            reading.data_dir,
-            **columns,
-            labels=self.labels,
-            min_classes=1,
-            **label_settings(reading),
-        )
-        return renumber_clips(manifest, self.labels, self.task)
-
-    def _settings_of_new_clips(
-        self, data: PathLike | pd.DataFrame, settings: Mapping[str, Any]
-    ) -> DataConfig:
-        """How labelled clips are read that are not the training's: their labels are written as there."""
-        own = self.config.data
-        strange = [name for name in settings if name not in vars(own)]
-        if strange:
-            hint = nearest_name(strange[0], vars(own))
-            raise ConfigError(f"There is no setting data.{strange[0]}.{hint}")
-        # Files of the training's, and what was said of their names and their empty windows, are not these.
-        changes: dict[str, Any] = dict.fromkeys(
-            ("data_dir", "metadata_file", "annotations", "group_pattern", "max_empty_ratio")
-        )
-        changes["multi_label"] = self.task == "multi"
-        if own.annotations is not None and "annotations" not in settings:
-            changes["label_column"] = "category"  # it was in the table of annotations
-        if isinstance(data, str | os.PathLike):
-            place = "data_dir" if os.path.isdir(data) else "metadata_file"
-            if place in settings:
-                raise ConfigError(f"{data} says what data.{place} is: leave the setting out.")
-            changes[place] = data
-        for name, other in (
-            ("label_delimiter", "label_columns"),
-            ("label_columns", "label_delimiter"),
-            ("group_pattern", "group_column"),
-        ):
-            if settings.get(name) is not None:  # two ways to say the same
-                changes[other] = None
-        reading = dataclasses.replace(copy.deepcopy(own), **(changes | dict(settings)))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of settings of the training that have no effect here
-            Config(data=reading).validate()
-        return reading
+            if settings:
+                raise ConfigError(
+                    f"{next(iter(settings))}= is for reading other clips; the {data} clips are read already."
+                )
+            return choose_rows(table, rows)
+        return read_new_clips(data, self.config, self.labels, self.task, settings, rows)
 
     def _known_splits(self) -> Splits:
         splits = self.splits
@@ -1055,27 +991,3 @@ def _data_settings(config: Config | None, options: dict[str, Any]) -> DataConfig
     """The data settings that a constructor will use, before it has copied them."""
     chosen = options.get("data_config") or (config.data if config is not None else None)
     return chosen if isinstance(chosen, DataConfig) else DataConfig()
-
-
-def _chosen_rows(table: pd.DataFrame, rows: Mapping[str, Any] | None, what: str) -> pd.DataFrame:
-    """The rows of a table that have the given values, compared as text, in the given columns."""
-    for column, value in (rows or {}).items():
-        if column not in table.columns:
-            raise DatasetError(
-                f"There is no column {column!r} in {what}.{nearest_name(column, map(str, table.columns))} "
-                f"Its columns: {', '.join(map(str, table.columns))}."
-            )
-        texts = table[column].astype(str)
-        if not (texts == str(value)).any():
-            raise DatasetError(
-                f"No row of {what} has {str(value)!r} in {column!r}. Its values: "
-                f"{', '.join(sorted(texts.unique())[:10])}."
-            )
-        table = table[texts == str(value)]
-    return table if rows is None else table.reset_index(drop=True)
-
-
-def _is_checked(table: pd.DataFrame, task: Task) -> bool:
-    """Whether a table is rows of a manifest, as ``BEATsTrainer.dataset`` gives them."""
-    ids = {"target"} if task == "single" else {"present", "unknown"}
-    return {"path", "filename", "category", *ids} <= set(table.columns)

@@ -139,6 +139,12 @@ def read_settings(arguments: argparse.Namespace, **settings: Any) -> Config:
         for key, value in vars(arguments).items():
             if key.startswith(_PREFIX):
                 given[key.removeprefix(_PREFIX)] = value
+        for shortcut, implied in _SHORTCUTS.items():
+            if getattr(arguments, shortcut, False) and given["model.mode"] != implied["model.mode"]:
+                raise ConfigError(
+                    f"--mode {given['model.mode']} and --{shortcut.replace('_', '-')} (which is --mode "
+                    f"{implied['model.mode']}) contradict each other: leave one of them out."
+                )
         for name in given.keys() & settings.keys():
             raise ConfigError(f"DATA says what {name} is: leave the option for it out.")
         if settings:  # DATA takes the place of what the file says of it

@@ -57,7 +57,8 @@ def run(arguments: argparse.Namespace) -> ExitCode:
     """Run the command."""
     given: dict[str, str] = {}
     if arguments.data is not None:
-        is_folder = os.path.isdir(arguments.data)
+        # With annotations DATA is the recordings, also where it is misspelt.
+        is_folder = os.path.isdir(arguments.data) or "setting:data.annotations" in vars(arguments)
         given["data.data_dir" if is_folder else "data.metadata_file"] = arguments.data
     if arguments.resume is not None and arguments.config is None:
         arguments.config = _settings_of(arguments.resume)

@@ -7,6 +7,8 @@ groups, so that no test clip has a say in the model it tests. As in :mod:`~beats
 result depends on the table and the seed alone.
 """
 
+import os
+import posixpath
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,7 +51,8 @@ class FoldSplit:
     """One round of a cross-validation."""
 
     name: str
-    """The fold that is tested: its official name, its number from 1, or the name of the group."""
+    """The fold that is tested: its official name, its number from 1, or the name of the group (of a path, what
+    tells it from the others)."""
     splits: Splits
     """What to train on, to validate on and to test on."""
 
@@ -168,7 +171,9 @@ def _made_folds(
         fold_of_group[tested] = np.argsort(
             sorted(range(len(tested)), key=lambda n: fold_order(groups.names[tested[n]]))
         )
-        names = sorted((str(name) for name in groups.names[tested]), key=fold_order)
+        names = _without_common_folder(
+            sorted((str(name) for name in groups.names[tested]), key=fold_order)
+        )
         how = f"one fold per group, {num_folds} groups"
     else:
         random = np.random.RandomState(seed)  # its stream is frozen for good (NEP 19)
@@ -179,6 +184,14 @@ def _made_folds(
     _keep_one_group_of_each_class(present, fold_of_group, groups)
     _warn_of_untested(manifest, present, fold_of_group, groups)
     return names, fold_of_group[groups.of_clip], how
+
+
+def _without_common_folder(names: list[str]) -> list[str]:
+    """Groups that are recordings, by as much of their paths as tells them apart."""
+    if not all(os.path.isabs(name) for name in names):
+        return names
+    common = posixpath.commonpath(names).rstrip("/") + "/"
+    return [name.removeprefix(common) for name in names]
 
 
 def _keep_one_group_of_each_class(

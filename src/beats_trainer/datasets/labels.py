@@ -321,14 +321,20 @@ def checked_categories(column: "pd.Series[Any]", name: str) -> list[str]:
 
 
 def warn_of_alike_labels(labels: Iterable[str], stacklevel: int) -> None:
-    """Warn of labels that differ only in case."""
+    """Warn of labels that differ only in case; a list of one label per row gives the rows of the rarer."""
     by_folded: dict[str, set[str]] = {}
     for label in set(labels):
         by_folded.setdefault(label.casefold(), set()).add(label)
-    alike = sorted(" / ".join(sorted(group)) for group in by_folded.values() if len(group) > 1)
+    alike = sorted(sorted(group) for group in by_folded.values() if len(group) > 1)
     if alike:
+        listed = ", ".join(" / ".join(group) for group in alike)
+        where = ""
+        if isinstance(labels, list):
+            rarer = {label for group in alike for label in group}
+            rarer -= {max(group, key=labels.count) for group in alike}
+            where = f"; {name_rows([label in rarer for label in labels])}"
         warnings.warn(
-            f"Labels that differ only in case are different classes: {', '.join(alike)}.",
+            f"Labels that differ only in case are different classes: {listed}{where}.",
             stacklevel=stacklevel,
         )
 

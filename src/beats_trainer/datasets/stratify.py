@@ -142,7 +142,7 @@ def divide(
         targets = table["target"].to_numpy()[order]
         parts[order] = _stratified(targets, num_classes, shares, random)
     else:
-        parts = _by_group(groups.counts, shares, random)[groups.of_clip]
+        parts = _by_group(groups.counts, num_classes, shares, random)[groups.of_clip]
     if groups.kind == "clips":
         return parts, f"clips at random, stratified by class, seed {seed}"
     number = len(groups.names)
@@ -239,6 +239,7 @@ def _shared_out(
 
 def _by_group(
     counts: NDArray[np.int64],
+    num_classes: int,
     shares: tuple[float, float, float],
     random: np.random.RandomState,
 ) -> NDArray[np.int64]:
@@ -263,15 +264,17 @@ def _by_group(
         part_of_group[number] = part
         filled[part] += group
     for part in open_parts:
-        if filled[part].any():
+        if filled[part, :num_classes].any():
             continue
-        # Groups are coarse: rather too large a part than none.
+        # Groups are coarse: rather too large a part than none, or one that can measure nothing.
         can_leave = [
             n
             for n in shuffled
             if part_of_group[n] == TRAIN
             and not ((counts[n] > 0) & (filled[TRAIN] == counts[n])).any()
         ]
+        with_class = [n for n in can_leave if counts[n, :num_classes].any()]
+        can_leave = with_class or ([] if filled[part].any() else can_leave)
         if can_leave:
             number = min(can_leave, key=lambda n: cost(part, counts[n]))
             part_of_group[number] = part

@@ -80,7 +80,8 @@ def fit_thresholds(
         thresholds[label] = _middle(cutoffs, best)
     if never_present:
         warnings.warn(
-            f"No clip has {_names(never_present)}: the threshold stays {DEFAULT_THRESHOLD}.",
+            f"No clip has {_names(never_present)}, of those that thresholds are fitted on: the threshold "
+            f"stays {DEFAULT_THRESHOLD}.",
             stacklevel=2,
         )
     if out_of_reach:

@@ -75,9 +75,9 @@ def cross_validate(
     for fold in folds if resume else ():  # before hours are spent on one of them
         if run.fold(fold.name).is_begun:
             run.fold(fold.name).check_same_plan(config, fold.splits)
-    for number, fold in enumerate(folds, start=1):
+    for fold in folds:
         folder = run.fold(fold.name)
-        log.info("Fold %s (%d of %d). %s", fold.name, number, len(folds), fold.splits.how)
+        log.info("%s", fold.splits.how)
         if resume and folder.is_finished:
             folder.remove_leftovers()
             scored, duration_s = _read_finished(folder, fold)
@@ -166,7 +166,8 @@ def _summarise(
     """Mean and sample deviation over the folds, and the pooled value, of each single number."""
     summary = {}
     for name, value in pooled.metrics.summary("test").items():
-        values = np.array([row[name] for row in rows], dtype=np.float64)
+        # A fold of one class only has no map and no roc_auc.
+        values = np.array([row.get(name, math.nan) for row in rows], dtype=np.float64)
         values = values[np.isfinite(values)]
         summary[name.removeprefix("test_")] = {
             "mean": float(values.mean()) if len(values) else math.nan,

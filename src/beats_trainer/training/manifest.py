@@ -4,6 +4,7 @@ config | table | Manifest -> [folder, CSV or annotations read and checked] -> Ma
 """
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def read_manifest(config: Config, dataset: pd.DataFrame | Manifest | None = None
         The checked table.
 
     Raises:
-        ConfigError: If neither a table nor a setting says where the clips are.
+        ConfigError: If neither a table nor a setting says where the clips are, or two settings do.
         DatasetError: If the clips cannot be used.
         TypeError: If ``dataset`` is something else.
 
@@ -144,5 +145,17 @@ def _read(config: Config) -> pd.DataFrame:
                 "There is no data to train on: set data.data_dir (a folder with one folder per class) or "
                 "data.metadata_file (a CSV), pass a DataFrame, or use BEATsTrainer.from_directory."
             )
+        for name, usual in (("audio_column", "filename"), ("label_column", "category")):
+            if getattr(data, name) != usual:
+                warnings.warn(
+                    f"data.{name} has no effect: the clips of a folder are labelled by the folders that they "
+                    "are in, and there is no table.",
+                    stacklevel=4,
+                )
         return scan_classes(data.data_dir, data)
+    if data.annotations is not None and data.metadata_file is not None:
+        raise ConfigError(
+            f"data.annotations ({data.annotations}) and data.metadata_file ({data.metadata_file}) each say "
+            "what the clips are: set one of them. data.data_dir is the folder of the recordings."
+        )
     return read_table(data, config.seed)

@@ -26,6 +26,7 @@ from beats_trainer.model.lengths import min_samples
 from beats_trainer.reports import (
     Interval,
     Metrics,
+    MultiLabelMetrics,
     precision_recall_points,
     reliability,
 )
@@ -212,9 +213,9 @@ def find_mistakes(
     """The most confident wrong decisions, with what there is to hear and to see.
 
     With one class per clip, a mistake is a clip whose most likely class is not its own. With several, it
-    is a class that is absent and has a high score, or is present and has a low one.
+    is a class that is absent and reaches its threshold, or is present and does not.
     """
-    rows = _wrong(scored.targets, scored.probabilities)[:most]
+    rows = _wrong(scored)[:most]
     clips = clips_of(scored.table)
     labels = splits.labels
     mistakes = []
@@ -245,17 +246,18 @@ def find_mistakes(
     return mistakes
 
 
-def _wrong(
-    targets: NDArray[Any], probabilities: NDArray[np.float64]
-) -> list[tuple[int, int, float]]:
+def _wrong(scored: ScoredSplit) -> list[tuple[int, int, float]]:
     """Row, class and score of each wrong decision, the most confident first."""
+    targets, probabilities = scored.targets, scored.probabilities
     if targets.ndim == 1:
         predicted = probabilities.argmax(axis=1)
         rows = np.flatnonzero(predicted != targets)
         found = [(int(r), int(predicted[r]), float(probabilities[r, predicted[r]])) for r in rows]
         return sorted(found, key=lambda item: -item[2])
+    assert isinstance(scored.metrics, MultiLabelMetrics)
+    is_wrong = (probabilities >= scored.metrics.thresholds) != (targets == 1)
     error = np.abs(targets - probabilities)  # NaN where unknown
-    places = [(int(r), int(c)) for r, c in np.argwhere(error > 0.5)]
+    places = [(int(r), int(c)) for r, c in np.argwhere(is_wrong & ~np.isnan(targets))]
     places.sort(key=lambda place: -error[place])
     return [(row, column, float(probabilities[row, column])) for row, column in places]
 

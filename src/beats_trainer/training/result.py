@@ -73,22 +73,26 @@ class TrainResult(_Result):
         stats = self.dataset_stats
         lines = [
             f"{stats['total_samples']} clips of {stats['num_classes']} classes. {stats['split']}",
-            f"Kept epoch {self.best_epoch + 1} of {len(self.history)}"
-            + (
-                "."
-                if self.best_score is None
-                else f": {self.monitor_metric} {self.best_score:.3f}."
-            ),
+            f"Kept the last of {len(self.history)} epochs: there are no validation clips to choose by."
+            if self.best_score is None
+            else f"Kept epoch {self.best_epoch + 1} of {len(self.history)}: {self.monitor_metric} "
+            f"{self.best_score:.3f}.",
         ]
         if self.test_results is None:
             lines.append("There are no test clips: how well it does on new sound was not measured.")
         else:
-            parts = ("accuracy", "map" if "test_micro_f1" in self.test_results else "f1", "loss")
-            named = {"accuracy": "accuracy", "f1": "macro F1", "map": "mAP", "loss": "loss"}
+            named = {"accuracy": "accuracy", "f1": "macro F1", "loss": "loss"}
+            if "test_micro_f1" in self.test_results:  # any number of classes per clip
+                named = {
+                    "map": "mAP",
+                    "f1": "macro F1",
+                    "accuracy": "all classes right",
+                    "loss": "loss",
+                }
             figures = [
-                f"{named[name]} {self.test_results[f'test_{name}']:.3f}"
-                f"{_range(self.test_intervals.get(name))}"
-                for name in parts
+                f"{word} {self.test_results[f'test_{name}']:.3f}{_range(self.test_intervals.get(name))}"
+                for name, word in named.items()
+                if f"test_{name}" in self.test_results
             ]
             lines.append(f"Test: {', '.join(figures)}.")
         lines.append(f"Took {self.duration_s:.0f} s in {self.precision}.")
@@ -138,19 +142,20 @@ class CrossValidationResult(_Result):
         )
         lines += [
             f"{row['fold']!s:{width}}  {row['test_clips']:5d}"
-            + "".join(f"{row[f'test_{name}']:10.3f}" for name in shown)
+            + "".join(f"{row.get(f'test_{name}', math.nan):10.3f}" for name in shown)
             for row in self.folds
         ]
         for kind in ("mean", "std", "pooled"):
             values = "".join(f"{self.summary[name][kind]:10.3f}" for name in shown)
             lines.append(f"{kind:{width}}  {'':5}{values}")
-        low_high = self.pooled_intervals.get("accuracy")
-        accuracy = self.summary["accuracy"]
-        spread = "" if math.isnan(accuracy["std"]) else f" +- {accuracy['std']:.3f}"
+        is_multi = "micro_f1" in self.summary and "map" in self.summary
+        name, word = ("map", "mAP") if is_multi else ("accuracy", "Accuracy")
+        figure = self.summary[name]
+        spread = "" if math.isnan(figure["std"]) else f" +- {figure['std']:.3f}"
         lines += [
             "",
-            f"Accuracy {accuracy['mean']:.3f}{spread} over the folds, {accuracy['pooled']:.3f}"
-            f"{_range(low_high)} pooled.",
+            f"{word} {figure['mean']:.3f}{spread} over the folds, {figure['pooled']:.3f}"
+            f"{_range(self.pooled_intervals.get(name))} pooled.",
             f"Report: {self.report}",
         ]
         return "\n".join(lines)

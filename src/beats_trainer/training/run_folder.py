@@ -149,7 +149,9 @@ class RunFolder:
 
     def fold(self, name: str) -> "RunFolder":
         """The folder of one fold of a cross-validation."""
-        return RunFolder(self.path / f"fold_{name}")
+        # A group may be called anything, such as a path: what no file name may hold is written %2F.
+        usable = name.translate({ord(sign): f"%{ord(sign):02X}" for sign in '%/\\:*?"<>|'})
+        return RunFolder(self.path / f"fold_{usable}")
 
     def write_plan(self, config: Config, splits: Splits | None) -> None:
         """Write what will be done, before it is."""
