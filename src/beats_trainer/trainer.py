@@ -10,7 +10,9 @@ Shapes in this file: N clips, D width of an embedding.
 
 import copy
 import logging
+import multiprocessing
 import os
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -57,6 +59,7 @@ from beats_trainer.training.build import (
 from beats_trainer.training.checks import check_before_training
 from beats_trainer.training.cross_validation import cross_validate
 from beats_trainer.training.embedded import EmbeddingCache, encoding_batch_size
+from beats_trainer.training.loggers import require_loggers
 from beats_trainer.training.manifest import label_settings, read_manifest, scan_classes
 from beats_trainer.training.new_clips import choose_rows, read_new_clips
 from beats_trainer.training.report import class_balance, describe_evaluation, describe_training
@@ -174,6 +177,7 @@ class BEATsTrainer:
             self.task = self.manifest.task
             self.labels = list(self.manifest.labels)
         self._check_config()
+        require_loggers(self.config)
         if self.config.augmentation.is_on:
             augmentation_from(self.config)  # its background recordings are looked at now
         expected = self.config.model.num_classes
@@ -534,6 +538,7 @@ class BEATsTrainer:
         start = time.monotonic()
         splits = self._known_splits()
         self._check_config()  # settings are mutable: they may have changed since
+        require_loggers(self.config)
         config = self._resolved()
         interrupted = self._find_interrupted(resume_from_checkpoint)
         if interrupted is not None:
@@ -612,13 +617,17 @@ class BEATsTrainer:
             {'mean': 0.95, 'std': 0.01, 'pooled': 0.95}
         """
         self._check_config()
+        require_loggers(self.config)
         fold_list = self._known_folds(self.config.data.folds if folds is None else folds)
         config = self._resolved()
         config.data.folds = config.data.folds if folds is None else folds
         check_before_training([fold.splits for fold in fold_list], self.config, config)
         interrupted = self._find_interrupted(resume_from_checkpoint)
+        if interrupted is not None:
+            interrupted.check_same_plan(config, None)
         run = interrupted or RunFolder.create(self.log_dir, config.experiment_name)
         run.write_plan(config, None)
+        run.remove_leftovers()
         is_frozen = config.model.mode in ("head", "attentive")
         encoder = build_encoder(config)
         caches: Caches | None = None
@@ -628,10 +637,16 @@ class BEATsTrainer:
             classifier = build_classifier(
                 encoder if is_frozen else build_encoder(config), config, self.labels, self.task
             )
-            if (
-                caches is None or not is_frozen
-            ):  # a frozen encoder hears each clip once, for all folds
-                caches = Caches.for_classifier(classifier, config, self.task)
+            if caches is None or not is_frozen:
+                caches = Caches.for_classifier(classifier.to(self.device), config, self.task)
+                if is_frozen:  # hears each clip once, for all folds
+                    caches.fill(
+                        classifier,
+                        fold_list[0].splits,
+                        config,
+                        progress=progress,
+                        augment=self.augment,
+                    )
             return train_once(
                 classifier,
                 fold.splits,
@@ -867,6 +882,7 @@ class BEATsTrainer:
     def _check_config(self) -> None:
         """Find what is wrong with the settings before anything is done with them."""
         self.config.validate()
+        _check_processes(self.config.training.devices)
         training = self._resolved().training
         known = [f"val_{name}" for name in summary_names(self.task)]
         if training.monitor_metric not in known:
@@ -954,6 +970,21 @@ class BEATsTrainer:
                 "or load a trained model with BEATsTrainer.load(folder)."
             )
         return self.model
+
+
+def _check_processes(devices: int) -> None:
+    """Make sure that processes of training can be started from here."""
+    if devices > 1 and getattr(multiprocessing.current_process(), "_inheriting", False):
+        # We are such a process, which runs the user's script up to here to know its functions.
+        raise BEATsTrainerError(
+            f"Training with training.devices={devices} starts this script again in each process. Put what "
+            'the script does under the line: if __name__ == "__main__":'
+        )
+    if devices > 1 and hasattr(sys, "ps1"):
+        raise ConfigError(
+            f"training.devices={devices} starts processes, which a notebook or an interactive session cannot. "
+            "Write a script, use beats-trainer train --training.devices, or set it to 1."
+        )
 
 
 def _data_settings(config: Config | None, options: dict[str, Any]) -> DataConfig:

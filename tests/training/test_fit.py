@@ -27,13 +27,15 @@ def splits(tmp_path_factory):
 
 
 def fresh_classifier(config, splits):
-    return build_classifier(build_encoder(config), config, splits.labels)
+    return build_classifier(build_encoder(config), config.resolved(), splits.labels)
 
 
 def fit(config, splits, folder, resume=False):
     config = config.resolved()
     classifier = fresh_classifier(config, splits)
-    fitted = fit_network(classifier, splits, config, RunFolder(folder), CPU, resume=resume)
+    fitted = fit_network(
+        classifier, splits, config.resolved(), RunFolder(folder), CPU, resume=resume
+    )
     return classifier, fitted
 
 

@@ -62,16 +62,24 @@ def cross_validate(
 
     Returns:
         The figures of each fold, their mean and standard deviation, and those of all clips pooled.
+
+    Raises:
+        ConfigError: If a fold to go on with was begun with other settings.
+        DatasetError: If it was begun with other clips.
     """
     start = time.monotonic()
     labels, task = folds[0].splits.labels, folds[0].splits.task
     rows: list[dict[str, Any]] = []
     tested: list[ScoredSplit] = []
     mistakes: list[Mistake] = []
+    for fold in folds if resume else ():  # before hours are spent on one of them
+        if run.fold(fold.name).is_begun:
+            run.fold(fold.name).check_same_plan(config, fold.splits)
     for fold in folds:
         folder = run.fold(fold.name)
         log.info("%s", fold.splits.how)
         if resume and folder.is_finished:
+            folder.remove_leftovers()
             scored, duration_s = _read_finished(folder, fold)
         else:
             outcome = train_fold(fold, folder)
@@ -171,13 +179,11 @@ def _summarise(
 
 def _read_finished(folder: RunFolder, fold: FoldSplit) -> tuple[ScoredSplit, float]:
     """The scores that a fold's training left, as it had them in memory."""
-    folder.check_same_clips(fold.splits)
     labels, task = fold.splits.labels, fold.splits.task
-    table = pd.read_csv(
-        folder.path / "predictions.csv", keep_default_na=False, float_precision="round_trip"
-    )
+    # As text, which Python reads back to the very number; pandas' own reading may be off by a last digit.
+    table = pd.read_csv(folder.path / "predictions.csv", keep_default_na=False, dtype=str)
     table = table[table["split"] == "test"].drop(columns="split")
-    probabilities = table[table.columns[-len(labels) :]].to_numpy(np.float64)
+    probabilities = table[table.columns[-len(labels) :]].map(float).to_numpy(np.float64)
     report = json.loads((folder.path / "report.json").read_text(encoding="utf-8"))
     thresholds = report["thresholds"]
     test = fold.splits.test

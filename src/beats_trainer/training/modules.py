@@ -185,8 +185,11 @@ class ClassifierModule(L.LightningModule):
         return audio.to(device), targets.to(device)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store the history."""
+        """Store the history, and whether it ends here: Lightning does not, and would go on."""
         checkpoint["history"] = self.history
+        last_epoch = settled(self.config.training.max_epochs) - 1
+        # Early stopping has decided by now: Lightning saves checkpoints after all other callbacks.
+        checkpoint["is_complete"] = self.trainer.should_stop or self.current_epoch >= last_epoch
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up the history of the run that is resumed."""

@@ -20,8 +20,10 @@ version_0/
 A cross-validation is such a folder too, with one folder ``fold_NAME`` per fold in it.
 """
 
+import copy
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +44,21 @@ __all__ = ["SPLIT_NAMES", "RunFolder", "prediction_table"]
 
 SPLIT_NAMES = ("train", "val", "test")
 """The parts of a data set, in this order everywhere."""
+
+_PATHS = (
+    ("data", "data_dir"),
+    ("data", "metadata_file"),
+    ("data", "annotations"),
+    ("model", "model_path"),
+    ("augmentation", "background_dir"),
+)
+"""Settings that may be paths."""
+
+_DATA_SETTINGS = ("folds", "batch_size", "max_duration_s")
+"""Of how clips are used. The others say how they are found and divided."""
+
+_FREE_SETTINGS = ("device", "gpus", "loggers", "log_every_n_steps", "save_top_k", "num_classes")
+"""Settings that a resumed run may change: what it learns does not depend on them."""
 
 _CHECKPOINT_FOLDER = "checkpoints"
 _LAST_CHECKPOINT = "last.ckpt"
@@ -87,7 +104,7 @@ class RunFolder:
         """
         if checkpoint is True:
             versions = sorted(_versions(log_dir / experiment_name), reverse=True)
-            found = next((cls(path) for _, path in versions if _is_begun(path)), None)
+            found = next((cls(path) for _, path in versions if cls(path).is_begun), None)
             if found is None:
                 raise CheckpointNotFoundError(
                     f"There is no run to resume under {log_dir / experiment_name}: no version_N with a "
@@ -96,7 +113,7 @@ class RunFolder:
             return found
         path = Path(os.fspath(checkpoint))
         folder = path if path.is_dir() else path.parent.parent
-        if not _is_begun(folder) or (path.is_file() and path.name != _LAST_CHECKPOINT):
+        if not cls(folder).is_begun or (path.is_file() and path.name != _LAST_CHECKPOINT):
             raise CheckpointNotFoundError(
                 f"Cannot resume from {path}: expected a run's folder (with the config.yaml that it was begun "
                 f"with), or the file {_CHECKPOINT_FOLDER}/{_LAST_CHECKPOINT} in one. (The other files there "
@@ -120,13 +137,15 @@ class RunFolder:
         return self.checkpoints / _LAST_CHECKPOINT
 
     @property
-    def is_finished(self) -> bool:
-        """Whether the run has written its metrics, which are the last of its files."""
-        return self._metrics_file.is_file()
+    def is_begun(self) -> bool:
+        """Whether there is a run here to go on with."""
+        return (self.path / "config.yaml").is_file()
 
     @property
-    def _metrics_file(self) -> Path:
-        return self.path / "metrics.json"
+    def is_finished(self) -> bool:
+        """Whether the run has measured its model and written its report."""
+        names = ("metrics.json", "report.json")
+        return all((self.path / name).is_file() for name in names)
 
     def fold(self, name: str) -> "RunFolder":
         """The folder of one fold of a cross-validation."""
@@ -147,7 +166,16 @@ class RunFolder:
             table = pd.concat(tables, ignore_index=True)
             write_clip_table(table, splits.labels, splits.task, self.path / "splits.csv")
         with written_whole(self.path / "config.yaml") as partial:  # last: with it a run is begun
-            config.to_yaml(partial)
+            _anchored(config).to_yaml(partial)
+
+    def remove_leftovers(self) -> None:
+        """Remove what a run that was killed had half-written."""
+        for pattern in (".*.part", f".{self.model.name}.*-*", f"{_CHECKPOINT_FOLDER}/*.part"):
+            for path in self.path.glob(pattern):
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
 
     def write_history(self, history: list[dict[str, float]]) -> None:
         """Write one row per epoch."""
@@ -201,28 +229,37 @@ class RunFolder:
         how = f"Split as in {path}."
         return Splits(parts["train"], parts["val"], parts["test"], labels, how, task)
 
-    def check_same_plan(self, config: Config, splits: Splits) -> None:
-        """Make sure that a resumed run goes on with the network and the clips that it began with.
+    def check_same_plan(self, config: Config, splits: Splits | None) -> None:
+        """Make sure that a resumed run goes on with the settings and the clips that it began with.
+
+        Every setting that changes the result must be the same: one that changes in the middle, such as
+        ``max_epochs``, from which the whole schedule follows, would give what neither setting gives. Free
+        are where the run computes, how it reads, what it logs and keeps, and how the clips are found: it is
+        the clips themselves that are compared.
+
+        Args:
+            config: Resolved.
+            splits: ``None`` for the folder of a cross-validation, whose folds have the clips.
 
         Raises:
-            ConfigError: If the settings of the model have changed.
+            ConfigError: If a setting has changed.
             DatasetError: If a clip is new, gone, or in another split or class.
         """
         before = self.read_config()
         if before is not None:
-            for section in ("model", "augmentation"):
-                old, new = before.to_dict()[section], config.to_dict()[section]
-                changes = [
-                    f"{section}.{name} was {old[name]!r} and is {new[name]!r}"
-                    for name in old
-                    if old[name] != new[name]
-                ]
-                if changes:
-                    raise ConfigError(
-                        f"Cannot resume {self.path} with another model or training: {'; '.join(changes)}. "
-                        "Use the settings of its config.yaml, or start a new run."
-                    )
-        self.check_same_clips(splits)
+            old, new = _settings_of_result(before), _settings_of_result(config)
+            changes = [
+                f"{name} was {old[name]!r} and is {new[name]!r}"
+                for name in old
+                if old[name] != new[name]
+            ]
+            if changes:
+                raise ConfigError(
+                    f"Cannot resume {self.path} with other settings: {'; '.join(changes)}. "
+                    "Use those of its config.yaml, or start a new run."
+                )
+        if splits is not None:
+            self.check_same_clips(splits)
 
     def check_same_clips(self, splits: Splits) -> None:
         """Make sure that the run's splits were these.
@@ -287,8 +324,31 @@ def _clip_keys(table: pd.DataFrame) -> list[str]:
     return sorted("\t".join(map(str, row)) for row in table[columns].to_numpy().tolist())
 
 
-def _is_begun(folder: Path) -> bool:
-    return (folder / "config.yaml").is_file()
+def _anchored(config: Config) -> Config:
+    """The settings with paths that mean the same from any working directory."""
+    anchored = copy.deepcopy(config)
+    for section, name in _PATHS:
+        settings = getattr(anchored, section)
+        path = getattr(settings, name)
+        is_path = path is not None and os.path.exists(path)
+        # A checkpoint's name stays a name, whatever lies in the working directory.
+        if is_path and (name != "model_path" or os.path.dirname(path)):
+            setattr(settings, name, os.path.abspath(path))
+    return anchored
+
+
+def _settings_of_result(config: Config) -> dict[str, Any]:
+    """Every setting that the result depends on, under its dotted name."""
+    settings: dict[str, Any] = {"seed": config.seed}
+    for section, values in _anchored(config).to_dict().items():
+        if section == "data":
+            names = _DATA_SETTINGS
+        elif isinstance(values, dict):
+            names = tuple(name for name in values if name not in _FREE_SETTINGS)
+        else:
+            continue
+        settings |= {f"{section}.{name}": values[name] for name in names}
+    return settings
 
 
 def _versions(parent: Path) -> list[tuple[int, Path]]:

@@ -117,6 +117,33 @@ class Caches:
         """Empty ones, for a classifier's encoder."""
         return cls(EmbeddingCache(classifier, config, task), TokenCache(classifier, config, task))
 
+    def fill(
+        self,
+        classifier: BEATsForAudioClassification,
+        splits: Splits,
+        config: Config,
+        *,
+        progress: bool | None = None,
+        augment: ClipChange | None = None,
+    ) -> None:
+        """Encode all clips at once, before the folds ask for theirs.
+
+        Which clips share a batch changes their last digits. A cross-validation that is resumed with its third
+        fold must not batch them otherwise than one that began with its first.
+
+        Args:
+            classifier: With the encoder.
+            splits: All clips, in any division that is the same whenever this is called.
+            config: Which of the caches the mode uses; resolved.
+            progress: Show a bar; ``None`` shows one on a terminal.
+            augment: As for `train_once`.
+        """
+        tables = [table for name in SPLIT_NAMES if len(table := getattr(splits, name))]
+        if config.model.mode == "head":
+            self.embeddings.split(classifier, tables, progress)
+        elif config.model.mode == "attentive" and not _hears_anew(config, augment):
+            self.tokens.split(classifier, tables, progress)
+
 
 def train_once(
     classifier: BEATsForAudioClassification,
@@ -149,6 +176,7 @@ def train_once(
     """
     start = time.monotonic()
     run.write_plan(config, splits)
+    run.remove_leftovers()
     classifier.to(device)
     caches = caches or Caches.for_classifier(classifier, config, splits.task)
     mode = config.model.mode
@@ -181,7 +209,7 @@ def train_once(
     run.write_history(fitted.history)
     run.write_predictions(outcome.scored, splits)
     classifier.save_pretrained(run.model, metrics=classifier.provenance["metrics"])
-    run.write_metrics(outcome.scored)  # last: a run with metrics is a finished one
+    run.write_metrics(outcome.scored)  # last: by now all that it speaks of is on disk
     return outcome
 
 
