@@ -373,7 +373,7 @@ def test_epoch_is_not_chosen_where_its_metric_is_undefined(place):
     comparison = compare_models(
         table,
         [place / "good"],
-        config=settings(label_delimiter=";", val_split=0.1),
+        config=settings(label_delimiter=";", val_split=0.06),
         folds=3,
         methods=["linear"],
         progress=False,

@@ -23,8 +23,12 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from beats_trainer.config import TrainingConfig, settled
+from beats_trainer.datasets import Task
 from beats_trainer.errors import BEATsTrainerError, ConfigError
-from beats_trainer.reports import classification_metrics
+from beats_trainer.model import BEATsClassifier
+from beats_trainer.model.classifier import apply_activation
+from beats_trainer.reports import classification_metrics, measure
+from beats_trainer.training.losses import ClassificationLoss, soft_targets
 from beats_trainer.training.optim import make_optimizer, make_scheduler, parameter_groups
 from beats_trainer.training.sampling import epoch_order
 
@@ -51,6 +55,36 @@ class FitTask:
 
     loss: Loss = field(default=F.cross_entropy)
     measure: Measure | None = None
+
+    @classmethod
+    def of_classifier(
+        cls,
+        classifier: BEATsClassifier,
+        training: TrainingConfig,
+        train_targets: NDArray[Any],
+        val_targets: NDArray[Any] | None,
+    ) -> "FitTask":
+        """The loss that the settings ask for, and the metrics of the classifier's task.
+
+        Args:
+            classifier: Its labels and its activation say what logits mean.
+            training: As for `ClassificationLoss.from_config`; resolved.
+            train_targets: Class ids ``(N,)``, or ``(N, C)`` with NaN for unknown.
+            val_targets: The same of the validation clips; ``None`` without any.
+        """
+        labels = classifier.labels
+        task: Task = "multi" if train_targets.ndim == 2 else "single"
+        loss = ClassificationLoss.from_config(
+            training, classifier.activation, soft_targets(train_targets, len(labels))
+        )
+        if val_targets is None:
+            return cls(loss)
+
+        def measure_logits(logits: NDArray[np.float64]) -> Mapping[str, float]:
+            scores = apply_activation(torch.from_numpy(logits), classifier.activation).numpy()
+            return measure(task, val_targets, scores, labels).summary("val")
+
+        return cls(loss, measure_logits)
 
 
 @dataclass(frozen=True)

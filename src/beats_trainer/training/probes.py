@@ -9,8 +9,7 @@ the validation clips. None of them sees the test clips' labels.
 Shapes in this file: N training clips, M test clips, C classes, D width of an embedding, K neighbours.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -18,15 +17,13 @@ from numpy.typing import NDArray
 
 from beats_trainer.checkpoints import BEATsForAudioClassification
 from beats_trainer.config import Config, settled
-from beats_trainer.datasets import Task
 from beats_trainer.model import ClassifierHead
 from beats_trainer.model.classifier import apply_activation
-from beats_trainer.reports import measure
 from beats_trainer.training.attentive import TokenFeatures, fit_cached_attentive
 from beats_trainer.training.cached_head import embedding_moments, fit_cached_head
 from beats_trainer.training.embedded import EmbeddedSplit
 from beats_trainer.training.epochs import FitTask
-from beats_trainer.training.losses import ClassificationLoss, soft_targets
+from beats_trainer.training.losses import soft_targets
 
 __all__ = ["METHODS", "NUM_NEIGHBOURS", "Method", "probe_attentive", "probe_knn", "probe_linear"]
 
@@ -123,7 +120,9 @@ def probe_linear(
         learning_rate=config.resolved_learning_rate(),
         batch_size=settled(config.data.batch_size),
         seed=config.seed,
-        task=_fit_task(classifier, config, train.targets, None if val is None else val.targets),
+        task=FitTask.of_classifier(
+            classifier, config.training, train.targets, None if val is None else val.targets
+        ),
         progress=False,
     )
     return _probabilities(fitted.head, classifier, test.embeddings)
@@ -161,34 +160,13 @@ def probe_attentive(
         learning_rate=config.resolved_learning_rate(),
         batch_size=settled(config.data.batch_size),
         seed=config.seed,
-        task=_fit_task(classifier, config, train.targets, None if val is None else val.targets),
+        task=FitTask.of_classifier(
+            classifier, config.training, train.targets, None if val is None else val.targets
+        ),
         device=device,
         progress=False,
     )
     return _probabilities(fitted.head, classifier, test.embed(fitted.pooling).embeddings)
-
-
-def _fit_task(
-    classifier: BEATsForAudioClassification,
-    config: Config,
-    train_targets: NDArray[Any],
-    val_targets: NDArray[Any] | None,
-) -> FitTask:
-    """The loss that the settings ask for, and the metrics of the task."""
-    labels: Sequence[str] = classifier.labels
-    task: Task = "multi" if train_targets.ndim == 2 else "single"
-    loss = ClassificationLoss.from_config(
-        config.training, classifier.activation, soft_targets(train_targets, len(labels))
-    )
-    if val_targets is None:
-        return FitTask(loss)
-    known = val_targets
-
-    def measure_logits(logits: NDArray[np.float64]) -> Mapping[str, float]:
-        scores = apply_activation(torch.from_numpy(logits), classifier.activation).numpy()
-        return measure(task, known, scores, labels).summary("val")
-
-    return FitTask(loss, measure_logits)
 
 
 def _probabilities(

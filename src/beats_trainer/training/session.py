@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from beats_trainer.checkpoints import BEATsForAudioClassification, BEATsModel
 from beats_trainer.config import Config, settled
-from beats_trainer.datasets import Splits, Task, targets_of
+from beats_trainer.datasets import Splits, Task
 from beats_trainer.loading import ClipChange
 from beats_trainer.model.classifier import apply_activation
 from beats_trainer.model.precision import resolve_precision
@@ -38,7 +38,6 @@ from beats_trainer.training.cached_head import FittedHead, embedding_logits, fit
 from beats_trainer.training.embedded import EmbeddedSplit, EmbeddingCache
 from beats_trainer.training.epochs import FitTask, Fitted
 from beats_trainer.training.loggers import log_history
-from beats_trainer.training.losses import ClassificationLoss, soft_targets
 from beats_trainer.training.run_folder import SPLIT_NAMES, RunFolder
 
 if TYPE_CHECKING:
@@ -186,10 +185,10 @@ def train_once(
         tokens = _read_tokens(classifier, splits, caches.tokens, progress)
     if mode == "head":
         embedded = _embed(classifier, splits, SPLIT_NAMES, caches.embeddings, progress)
-        fitted = _fit_head(classifier, embedded, splits, config, progress)
+        fitted = _fit_head(classifier, embedded, config, progress)
         log_history(fitted.history, config, run)
     elif tokens is not None:
-        fitted, embedded = _fit_attentive(classifier, tokens, splits, config, progress)
+        fitted, embedded = _fit_attentive(classifier, tokens, config, progress)
         log_history(fitted.history, config, run)
     else:
         fitted = _fit_network(classifier, splits, config, run, device, resume, progress, augment)
@@ -269,40 +268,25 @@ def _embed(
     return dict(zip(present, parts, strict=True))
 
 
-def _fit_task(classifier: BEATsForAudioClassification, splits: Splits, config: Config) -> FitTask:
-    """What is minimised and what is measured, for a fit on cached features."""
-    num_classes, task = len(splits.labels), splits.task
-    known = targets_of(splits.val, num_classes, task) if len(splits.val) else None
-
-    def of_validation(logits: NDArray[np.float64]) -> dict[str, float]:
-        assert known is not None
-        probabilities = _probabilities(logits, classifier)
-        return measure(task, known, probabilities, splits.labels).summary("val")
-
-    train_targets = soft_targets(targets_of(splits.train, num_classes, task), num_classes)
-    return FitTask(
-        ClassificationLoss.from_config(config.training, classifier.activation, train_targets),
-        None if known is None else of_validation,
-    )
-
-
 def _fit_head(
     classifier: BEATsForAudioClassification,
     embedded: dict[str, EmbeddedSplit],
-    splits: Splits,
     config: Config,
     progress: bool | None,
 ) -> FittedHead:
+    train, val = embedded["train"], embedded.get("val")
     fitted = fit_cached_head(
         classifier.head,
-        embedded["train"],
-        embedded.get("val"),
-        splits.labels,
+        train,
+        val,
+        classifier.labels,
         config.training,
         learning_rate=config.resolved_learning_rate(),
         batch_size=settled(config.data.batch_size),
         seed=config.seed,
-        task=_fit_task(classifier, splits, config),
+        task=FitTask.of_classifier(
+            classifier, config.training, train.targets, None if val is None else val.targets
+        ),
         progress=progress,
     )
     classifier.head.load_state_dict(fitted.head.state_dict())
@@ -341,21 +325,22 @@ def _read_tokens(
 def _fit_attentive(
     classifier: BEATsForAudioClassification,
     tokens: dict[str, TokenFeatures],
-    splits: Splits,
     config: Config,
     progress: bool | None,
 ) -> tuple[Fitted, dict[str, EmbeddedSplit]]:
     """Fit learned pooling and head on cached tokens, and pool the clips to be measured with it."""
-    batch_size = settled(config.data.batch_size)
+    train, val = tokens["train"], tokens.get("val")
     fitted = fit_cached_attentive(
         classifier,
-        tokens["train"],
-        tokens.get("val"),
+        train,
+        val,
         config.training,
         learning_rate=config.resolved_learning_rate(),
-        batch_size=batch_size,
+        batch_size=settled(config.data.batch_size),
         seed=config.seed,
-        task=_fit_task(classifier, splits, config),
+        task=FitTask.of_classifier(
+            classifier, config.training, train.targets, None if val is None else val.targets
+        ),
         progress=progress,
     )
     assert classifier.attentive_pooling is not None
