@@ -215,6 +215,15 @@ def test_a_wrong_type_that_was_assigned_is_found_when_it_is_used(section, name, 
         ({"data": {"sample_rate": 44100}}, "data.sample_rate must be 16000, not 44100"),
         ({"data": {"train_split": 0.7}}, r"sum to 1.*0\.7, 0\.1 and 0\.1 \(sum 0\.9\)"),
         ({"data": {"train_split": 0, "val_split": 0.9}}, "the first above 0"),
+        (
+            {"data": {"train_split": 0.7}},
+            r"set for example data.val_split=0\.15 and data.test_split=0\.15",
+        ),
+        (
+            {"data": {"val_split": 0}},
+            r"data.val_split=0 and data.test_split=0\.1 set data.train_split=0\.9\.",
+        ),
+        ({"data": {"folds": 3, "val_split": 1.0}}, "data.val_split must be a share"),
         ({"data": {"max_duration_s": 0}}, "data.max_duration_s must be above 0"),
         ({"model": {"num_classes": 1}}, "model.num_classes must be at least 2"),
         ({"model": {"dropout_rate": 1.0}}, "model.dropout_rate must be from 0"),
@@ -550,3 +559,29 @@ def test_augmentation_that_is_on_is_seen_to_be():
     assert not AugmentationConfig().is_on
     assert AugmentationConfig(num_freq_masks=1).masks_fbank
     assert AugmentationConfig(gain_db=3).changes_waveforms
+
+
+def test_with_folds_only_the_share_of_validation_counts():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Config.from_dict({"data": {"folds": "official", "val_split": 0}})
+    with pytest.warns(UserWarning, match=r"data\.train_split has no effect: with data\.folds"):
+        Config.from_dict({"data": {"folds": 3, "train_split": 0.5}})
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"model": {"lora_rank": 4}}, "model.lora_rank has no effect: there are no adapters"),
+        ({"model": {"mode": "attentive", "pooling": "max"}}, "model.pooling has no effect"),
+        ({"data": {"window_s": 3.0}}, "data.window_s has no effect"),
+        ({"training": {"focal_gamma": 1.0}}, "training.focal_gamma has no effect"),
+        (
+            {"training": {"calibrate": False, "target_precision": 0.9}},
+            "training.target_precision has no effect",
+        ),
+    ],
+)
+def test_a_detail_of_what_is_not_done_is_named_in_a_warning(settings, told):
+    with pytest.warns(UserWarning, match=told):
+        Config.from_dict(settings)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import numpy as np
 import pandas as pd
@@ -96,6 +97,37 @@ def test_the_data_of_a_run_are_read_as_it_was_trained(multi, chords):
     np.testing.assert_array_equal(by_manifest.targets, by_csv.targets)
     np.testing.assert_array_equal(by_rows.targets, by_csv.targets[order])
     assert "group" in by_csv.table.columns  # the intervals keep a site's clips together
+
+
+def test_columns_that_were_named_once_are_those_of_other_clips_too(chords, base, tmp_path):
+    table = pd.read_csv(chords / "labels.csv")
+    table["file"] = [str(chords / file) for file in table["file"]]
+    table["loudest"] = [label.split(",")[0] for label in table["sounds"]]
+    table.to_csv(tmp_path / "train.csv", index=False)
+    table[::2].to_csv(tmp_path / "val.csv", index=False)
+    columns = {"audio_column": "file", "label_column": "loudest"}
+    options = {"config": head_config(base, max_epochs=1), "log_dir": tmp_path / "logs", **columns}
+    of_table = BEATsTrainer.from_dataframe(table, **options)
+    of_table.train(verbose=False)
+
+    assert of_table.evaluate(table).num_clips == 40
+    run = tmp_path / "logs" / "beats_experiment" / "version_0"
+    assert BEATsTrainer.load(run, device="cpu").evaluate(tmp_path / "val.csv").num_clips == 20
+    assert options["config"].data.audio_column == "filename"  # the caller's is left as it is
+
+
+def test_a_run_of_several_processes_is_loaded_in_a_notebook(multi, tmp_path, monkeypatch):
+    folder = multi[0].save(tmp_path / "model")
+    settings = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(settings.replace("devices: 1", "devices: 2"))
+    monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
+
+    loaded = BEATsTrainer.load(folder, device="cpu")
+
+    assert loaded.config.training.devices == 2
+    assert loaded.evaluate("test").num_clips > 0
+    with pytest.raises(ConfigError, match="notebook"):
+        loaded.train()
 
 
 def test_a_model_alone_is_told_how_labels_are_written(bare, multi, chords):

@@ -843,3 +843,17 @@ def test_training_hears_random_parts_of_clips_and_measuring_hears_them_whole(ton
     accuracy = (table["label"].to_numpy() == test["category"].to_numpy()).mean()
     assert results[0]["test_results"]["test_accuracy"] == pytest.approx(accuracy)
     assert cut.evaluate("test").accuracy == pytest.approx(accuracy)
+
+
+def test_a_folder_is_read_as_one_whatever_the_settings_say_of_tables(tones, tmp_path):
+    config = tiny_config(max_epochs=1)
+    config.data.metadata_file = "labels.csv"
+    config.data.label_column = "species"
+
+    with pytest.warns(UserWarning, match=r"data\.label_column has no effect"):
+        trainer = BEATsTrainer.from_directory(tones, config, log_dir=tmp_path)
+    run = trainer.train(verbose=False).run_dir
+
+    assert trainer.labels == ["high", "low", "middle"]
+    again = Config.from_yaml(Path(run) / "config.yaml")  # names the data that it was trained on
+    assert (again.data.metadata_file, again.data.data_dir) == (None, str(tones))

@@ -398,8 +398,9 @@ def _settings(
     for name in _DECIDED_HERE:
         setattr(settings.model, name, getattr(defaults, name))
     settings.model.mode = "head"
-    # Test clips are the folds; of the shares, only validation's has a say.
-    settings.data.train_split, settings.data.test_split = 1.0 - settings.data.val_split, 0.0
+    if settings.data.folds is None:
+        # Test clips are the folds all the same; of the shares, only validation's has a say.
+        settings.data.train_split, settings.data.test_split = 1.0 - settings.data.val_split, 0.0
     if isinstance(data, str | os.PathLike):
         if Path(data).is_dir():
             settings.data.data_dir = os.fspath(data)

@@ -134,9 +134,10 @@ class DataConfig(_Settings):
     sample_rate: int = SAMPLE_RATE
     """Hz at which the network hears; BEATs is fixed to 16,000. Files of any rate are resampled to it."""
     train_split: float = 0.8
-    """Share of the clips to train on, where the data set brings no split of its own."""
+    """Share of the clips to train on, where the data set brings no split of its own and there are no ``folds``;
+    the three shares sum to 1."""
     val_split: float = 0.1
-    """Share to choose the best epoch on; 0 for none."""
+    """Share to choose the best epoch on; 0 for none. With ``folds``, of the clips outside the tested fold."""
     test_split: float = 0.1
     """Share to report the final result on; 0 for none."""
     batch_size: int | None = None
@@ -857,12 +858,7 @@ def _range_problems(config: Config) -> Iterator[str]:
     if training.layer_decay is not None and not 0 < training.layer_decay <= 1:
         yield f"training.layer_decay must be above 0 and at most 1, not {training.layer_decay}."
 
-    splits = (data.train_split, data.val_split, data.test_split)
-    if min(splits) < 0 or abs(sum(splits) - 1) > 1e-6 or data.train_split == 0:
-        yield (
-            "data.train_split, data.val_split and data.test_split must be shares that sum to 1, the "
-            f"first above 0, not {splits[0]}, {splits[1]} and {splits[2]} (sum {sum(splits):g})."
-        )
+    yield from _share_problems(data)
     if data.sample_rate != SAMPLE_RATE:
         yield (
             f"data.sample_rate must be {SAMPLE_RATE}, not {data.sample_rate}: BEATs is trained at "
@@ -901,6 +897,31 @@ def _range_problems(config: Config) -> Iterator[str]:
             yield str(error)
     if model.train_from_scratch or model.mode == "scratch":
         yield from _architecture_problems(model)
+
+
+def _share_problems(data: DataConfig) -> Iterator[str]:
+    train, val, test = data.train_split, data.val_split, data.test_split
+    if data.folds is not None:  # each fold is the test part once: only validation has a share
+        if not 0 <= val < 1:
+            yield f"data.val_split must be a share from 0 up to, not including, 1, not {val}."
+        return
+    total = train + val + test
+    if min(train, val, test) >= 0 and train > 0 and abs(total - 1) <= 1e-6:
+        return
+    defaults = DataConfig()
+    hint = ""
+    if (val, test) == (defaults.val_split, defaults.test_split) and 0 < train <= 1:
+        rest = f"{(1 - train) / 2:.6g}"
+        hint = f" With data.train_split={train:g} set for example data.val_split={rest} and data.test_split={rest}."
+    elif min(val, test) >= 0 and val + test < 1:
+        hint = (
+            f" With data.val_split={val:g} and data.test_split={test:g} set "
+            f"data.train_split={1 - val - test:.6g}."
+        )
+    yield (
+        "data.train_split, data.val_split and data.test_split must be shares that sum to 1, the first above 0, "
+        f"not {train}, {val} and {test} (sum {total:g}).{hint}"
+    )
 
 
 def _label_problems(data: DataConfig) -> Iterator[str]:
@@ -1000,10 +1021,60 @@ def _settings_without_effect(config: Config) -> Iterator[str]:
                 "clips, which are made once."
             )
     yield from _augmentation_without_effect(config.augmentation)
+    yield from _details_without_effect(config)
     if config.data.unlisted_labels != "absent" and not is_multi_label(config.data):
         yield "data.unlisted_labels has no effect: each clip has exactly one class."
     if training.gpus is not None:
         yield "training.gpus has no effect: set training.device, for example to 'cuda' or 'cpu'."
+
+
+def _details_without_effect(config: Config) -> Iterator[str]:
+    """Details of what is not done."""
+    defaults, training = Config(), config.training
+    lora = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets")
+    windows = ("window_s", "hop_s", "min_overlap_s", "max_empty_ratio")
+    for section, names, is_done, why in (
+        (
+            "data",
+            ("train_split", "test_split"),
+            config.data.folds is None,
+            "with data.folds each clip is tested once, and only data.val_split is a share",
+        ),
+        (
+            "data",
+            windows,
+            config.data.annotations is not None,
+            "no annotated recordings are cut into windows",
+        ),
+        (
+            "model",
+            lora,
+            config.model.resolved_mode == "lora",
+            "there are no adapters without model.mode='lora'",
+        ),
+        (
+            "model",
+            ("pooling",),
+            config.model.resolved_mode != "attentive",
+            "mode attentive learns it",
+        ),
+        (
+            "training",
+            ("focal_gamma",),
+            training.loss_function == "focal",
+            "it is of training.loss_function='focal'",
+        ),
+        (
+            "training",
+            ("target_precision",),
+            training.calibrate,
+            "without training.calibrate no threshold is fitted",
+        ),
+    ):
+        for name in names:
+            default, value = (getattr(getattr(c, section), name) for c in (defaults, config))
+            if value != default and not is_done:
+                yield f"{section}.{name} has no effect: {why}."
 
 
 def _augmentation_without_effect(augmentation: AugmentationConfig) -> Iterator[str]:

@@ -42,6 +42,7 @@ from beats_trainer.datasets import (
     load_urbansound8k,
     split_manifest,
 )
+from beats_trainer.datasets.folds import DEFAULT_FOLDS
 from beats_trainer.errors import BEATsTrainerError, ConfigError, DatasetError
 from beats_trainer.feature_extractor import BEATsFeatureExtractor
 from beats_trainer.loading import ClipChange
@@ -60,7 +61,7 @@ from beats_trainer.training.checks import check_before_training
 from beats_trainer.training.cross_validation import cross_validate
 from beats_trainer.training.embedded import EmbeddingCache, encoding_batch_size
 from beats_trainer.training.loggers import require_loggers
-from beats_trainer.training.manifest import label_settings, read_manifest, scan_classes
+from beats_trainer.training.manifest import label_settings, read_manifest
 from beats_trainer.training.new_clips import choose_rows, read_new_clips
 from beats_trainer.training.report import class_balance, describe_evaluation, describe_training
 from beats_trainer.training.result import CrossValidationResult, TrainResult
@@ -177,6 +178,7 @@ class BEATsTrainer:
             self.task = self.manifest.task
             self.labels = list(self.manifest.labels)
         self._check_config()
+        _check_processes(self.config.training.devices)
         require_loggers(self.config)
         if self.config.augmentation.is_on:
             augmentation_from(self.config)  # its background recordings are looked at now
@@ -217,8 +219,9 @@ class BEATsTrainer:
             config: Settings; ``data.audio_extensions`` limits which files count.
             **options: As for the class.
         """
-        settings = _data_settings(config, options)
-        return cls(scan_classes(data_dir, settings), data_dir, config, **options)
+        settings = _own_settings(config, options)
+        settings.data.metadata_file = settings.data.annotations = None
+        return cls(None, data_dir, settings, **options)
 
     @classmethod
     def from_annotations(
@@ -240,8 +243,7 @@ class BEATsTrainer:
             config: Settings.
             **options: As for the class.
         """
-        settings = copy.deepcopy(config) if config is not None else Config()
-        settings.data = copy.deepcopy(options.pop("data_config", None) or settings.data)
+        settings = _own_settings(config, options)
         settings.data.annotations = annotations
         return cls(None, recordings, settings, **options)
 
@@ -267,14 +269,10 @@ class BEATsTrainer:
             label_column: Column of class names; ``None`` takes ``config.data.label_column``.
             **options: As for the class.
         """
-        config = copy.deepcopy(config) if config is not None else Config()
-        config.data = copy.deepcopy(options.pop("data_config", None) or config.data)
-        config.data.metadata_file = os.path.abspath(
-            csv_path
-        )  # so that the run's config names its data
-        config.data.audio_column = audio_column or config.data.audio_column
-        config.data.label_column = label_column or config.data.label_column
-        return cls(None, data_dir, config, **options)
+        settings = _own_settings(config, options, audio_column, label_column)
+        # So that the run's config names its data.
+        settings.data.metadata_file = os.path.abspath(csv_path)
+        return cls(None, data_dir, settings, **options)
 
     @classmethod
     def from_dataframe(
@@ -297,15 +295,15 @@ class BEATsTrainer:
             config: Settings.
             **options: As for the class.
         """
-        settings = _data_settings(config, options)
+        settings = _own_settings(config, options, audio_column, label_column)
         manifest = build_manifest(
             df,
             data_dir=data_dir,
-            audio_column=audio_column or settings.audio_column,
-            label_column=label_column or settings.label_column,
-            **label_settings(settings),
+            audio_column=settings.data.audio_column,
+            label_column=settings.data.label_column,
+            **label_settings(settings.data),
         )
-        return cls(manifest, data_dir, config, **options)
+        return cls(manifest, data_dir, settings, **options)
 
     @classmethod
     def from_esc50(
@@ -338,8 +336,7 @@ class BEATsTrainer:
             download_esc50(data_dir, force_download=True)
         table = load_esc50(data_dir, auto_download=auto_download)
         if protocol == "folds":
-            config = copy.deepcopy(config) if config is not None else Config()
-            config.data = copy.deepcopy(options.pop("data_config", None) or config.data)
+            config = _own_settings(config, options)
             config.data.folds = "official"
         return cls(build_manifest(table), None, config, **options)
 
@@ -397,16 +394,16 @@ class BEATsTrainer:
             config: Settings.
             **options: As for the class.
         """
-        settings = _data_settings(config, options)
+        settings = _own_settings(config, options)
         tables = load_split_directories(
             train_dir=train_dir,
             val_dir=val_dir,
             test_dir=test_dir,
-            audio_extensions=settings.audio_extensions,
-            label_delimiter=settings.label_delimiter,
+            audio_extensions=settings.data.audio_extensions,
+            label_delimiter=settings.data.label_delimiter,
         )
-        manifest = build_manifest(pd.concat(tables.values()), **label_settings(settings))
-        return cls(manifest, None, config, **options)
+        manifest = build_manifest(pd.concat(tables.values()), **label_settings(settings.data))
+        return cls(manifest, None, settings, **options)
 
     @classmethod
     def from_split_csvs(
@@ -432,17 +429,19 @@ class BEATsTrainer:
             config: Settings.
             **options: As for the class.
         """
-        settings = _data_settings(config, options)
+        settings = _own_settings(config, options, audio_column, label_column)
         tables = load_split_csvs(
             data_dir,
             train_csv,
             val_csv,
             test_csv,
-            audio_column=audio_column or settings.audio_column,
-            label_column=label_column or settings.label_column,
+            audio_column=settings.data.audio_column,
+            label_column=settings.data.label_column,
         )
-        manifest = build_manifest(pd.concat(tables.values()), data_dir, **label_settings(settings))
-        return cls(manifest, data_dir, config, **options)
+        manifest = build_manifest(
+            pd.concat(tables.values()), data_dir, **label_settings(settings.data)
+        )
+        return cls(manifest, data_dir, settings, **options)
 
     @classmethod
     def load(cls, folder: PathLike, *, device: str = "auto") -> "BEATsTrainer":
@@ -538,8 +537,10 @@ class BEATsTrainer:
         start = time.monotonic()
         splits = self._known_splits()
         self._check_config()  # settings are mutable: they may have changed since
+        _check_processes(self.config.training.devices)
         require_loggers(self.config)
         config = self._resolved()
+        config.data.folds = None  # whoever resumes this run shall not cross-validate
         interrupted = self._find_interrupted(resume_from_checkpoint)
         if interrupted is not None:
             interrupted.check_same_plan(config, splits)
@@ -617,10 +618,12 @@ class BEATsTrainer:
             {'mean': 0.95, 'std': 0.01, 'pooled': 0.95}
         """
         self._check_config()
+        _check_processes(self.config.training.devices)
         require_loggers(self.config)
-        fold_list = self._known_folds(self.config.data.folds if folds is None else folds)
+        folds = self._asked_folds(folds)
+        fold_list = self._known_folds(folds)
         config = self._resolved()
-        config.data.folds = config.data.folds if folds is None else folds
+        config.data.folds = folds  # whoever resumes this run shall have the same
         check_before_training([fold.splits for fold in fold_list], self.config, config)
         interrupted = self._find_interrupted(resume_from_checkpoint)
         if interrupted is not None:
@@ -629,13 +632,13 @@ class BEATsTrainer:
         run.write_plan(config, None)
         run.remove_leftovers()
         is_frozen = config.model.mode in ("head", "attentive")
-        encoder = build_encoder(config)
+        encoder = build_encoder(config) if is_frozen else None
         caches: Caches | None = None
 
         def train_fold(fold: FoldSplit, folder: RunFolder) -> Outcome:
             nonlocal caches
             classifier = build_classifier(
-                encoder if is_frozen else build_encoder(config), config, self.labels, self.task
+                encoder or build_encoder(config), config, self.labels, self.task
             )
             if caches is None or not is_frozen:
                 caches = Caches.for_classifier(classifier.to(self.device), config, self.task)
@@ -882,7 +885,6 @@ class BEATsTrainer:
     def _check_config(self) -> None:
         """Find what is wrong with the settings before anything is done with them."""
         self.config.validate()
-        _check_processes(self.config.training.devices)
         training = self._resolved().training
         known = [f"val_{name}" for name in summary_names(self.task)]
         if training.monitor_metric not in known:
@@ -895,7 +897,15 @@ class BEATsTrainer:
         except ValueError as error:
             raise ConfigError(f"training.device: {error}") from error
 
-    def _known_folds(self, folds: int | str | None) -> list[FoldSplit]:
+    def _asked_folds(self, folds: int | str | None) -> int | str:
+        """What to cross-validate by: as said, else official folds where there are any, else 5."""
+        folds = self.config.data.folds if folds is None else folds
+        if folds is not None:
+            return folds
+        has_official = self.manifest is not None and "fold" in self.manifest.table.columns
+        return "official" if has_official else DEFAULT_FOLDS
+
+    def _known_folds(self, folds: int | str) -> list[FoldSplit]:
         """The folds that were asked for."""
         if self.manifest is None:
             raise DatasetError(
@@ -987,7 +997,20 @@ def _check_processes(devices: int) -> None:
         )
 
 
-def _data_settings(config: Config | None, options: dict[str, Any]) -> DataConfig:
-    """The data settings that a constructor will use, before it has copied them."""
-    chosen = options.get("data_config") or (config.data if config is not None else None)
-    return chosen if isinstance(chosen, DataConfig) else DataConfig()
+def _own_settings(
+    config: Config | None,
+    options: dict[str, Any],
+    audio_column: str | None = None,
+    label_column: str | None = None,
+) -> Config:
+    """A copy of the settings that a constructor was given, to put what it says besides into ``data``.
+
+    The columns are kept there also where they are read at once: other clips are measured as these were read.
+    """
+    settings = copy.deepcopy(config) if config is not None else Config()
+    settings.data = copy.deepcopy(options.pop("data_config", None) or settings.data)
+    if not isinstance(settings.data, DataConfig):
+        settings.validate()  # says so
+    settings.data.audio_column = audio_column or settings.data.audio_column
+    settings.data.label_column = label_column or settings.data.label_column
+    return settings

@@ -119,17 +119,16 @@ def test_nothing_to_preview_is_a_usage_error(recordings, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_frozen_backbone_is_said_to_ignore_it(recordings, tmp_path):
-    with pytest.warns(UserWarning, match="augmentation has no effect") as warned:
-        code = main(
-            [
-                *("augment-preview", str(recordings), "-o", str(tmp_path / "out"), "--count", "1"),
-                *("--augmentation.roll", "true"),
-            ]
-        )
+def test_a_frozen_backbone_is_said_to_ignore_it(recordings, tmp_path, capsys):
+    code = main(
+        [
+            *("augment-preview", str(recordings), "-o", str(tmp_path / "out"), "--count", "1"),
+            *("--augmentation.roll", "true"),
+        ]
+    )
 
     assert code == 0
-    assert len(warned) == 1
+    assert capsys.readouterr().err.count("augmentation has no effect") == 1
 
 
 def test_a_missing_background_folder_is_a_usage_error(recordings, tmp_path, capsys):
@@ -201,3 +200,22 @@ def test_clips_are_cut_as_training_cuts_them(tmp_path):
 def test_a_count_below_one_is_refused(tmp_path):
     with pytest.raises(ValueError, match="count must be at least 1"):
         preview_augmentation(splits_of(tmp_path, [0], ["a"]), Config(), tmp_path, count=0)
+
+
+def test_settings_of_a_cross_validation_are_previewed_too(recordings, tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        "data: {folds: 3, val_split: 0}\nmodel: {mode: full}\naugmentation: {roll: true}\n"
+    )
+
+    output = str(tmp_path / "preview")
+    code = main(["augment-preview", str(recordings), "--config", str(file), "-o", output])
+
+    assert code == 0
+    assert (tmp_path / "preview" / "preview.html").is_file()
+
+
+def test_a_count_of_none_is_a_usage_error(recordings, tmp_path):
+    output = str(tmp_path / "preview")
+
+    assert main(["augment-preview", str(recordings), "-o", output, "--count", "0"]) == 2

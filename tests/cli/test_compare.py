@@ -86,6 +86,7 @@ def test_a_table_its_columns_and_the_share_for_validation_are_taken(copies, here
         (["recordings", "--models", "models/first", "--methods", "svm"], "'svm'"),
         (["--models", "models/first"], "no data"),
         (["recordings", "--models", "models/first", "--mode", "full"], "no option --mode"),
+        (["recodings", "--models", "models/first", "--annotations", "x.txt"], "recodings"),
     ],
 )
 def test_wrong_arguments_are_named(copies, here, capsys, arguments, says):

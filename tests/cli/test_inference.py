@@ -94,22 +94,29 @@ def test_embed_skips_an_unreadable_file_and_says_why_in_errors_csv(half_broken, 
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "code", "said"),
     [
-        (["--hop", "1"], "--hop needs --window"),
-        (["--window", "0"], "window"),
-        (["--layer", "99"], "There is no layer 99"),
-        (["--batch-size", "0"], "batch_size must be at least 1"),
-        (["--device", "gpu"], "Unknown device 'gpu'"),
+        (["--hop", "1"], 2, "--hop needs --window"),
+        (["--window", "0"], 1, "window"),
+        (["--layer", "99"], 1, "There is no layer 99"),
+        (["--device", "gpu"], 1, "Unknown device 'gpu'"),
     ],
 )
-def test_embed_refuses_options_that_make_no_sense(here, tmp_path, arguments, said, capsys):
+def test_embed_refuses_options_that_make_no_sense(here, tmp_path, arguments, code, said, capsys):
     out = tmp_path / "x.parquet"
 
-    assert main(["embed", "recordings", "-o", str(out), "--model", MODEL, *arguments]) == 1
+    assert main(["embed", "recordings", "-o", str(out), "--model", MODEL, *arguments]) == code
 
     assert said in capsys.readouterr().err
     assert not out.exists()
+
+
+@pytest.mark.parametrize("arguments", [["evaluate", "x"], ["predict", "x", "y.wav"]])
+def test_a_batch_without_clips_is_a_usage_error(arguments, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main([*arguments, "--batch-size", "0"])
+
+    assert "must be a whole number of at least 1, not '0'" in capsys.readouterr().err
 
 
 def test_an_output_that_is_a_folder_is_refused_before_the_work(here, tmp_path, capsys):

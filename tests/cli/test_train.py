@@ -56,6 +56,8 @@ def test_every_field_of_the_config_is_an_option_with_its_docstring_as_help(capsy
         (["--model.hidden_dims", "256,128"], "model", "hidden_dims", [256, 128]),
         (["--model.hidden_dims", "[64]"], "model", "hidden_dims", [64]),
         (["--data.audio_extensions", ".wav,.ogg"], "data", "audio_extensions", [".wav", ".ogg"]),
+        (["--data.background_labels", "no,1"], "data", "background_labels", ["no", "1"]),
+        (["--folds", "official", "--data.val_split", "0"], "data", "val_split", 0.0),
         (["--label-column", "7"], "data", "label_column", "7"),
         (["--seed", "3"], None, "seed", 3),
         (["--name", "night"], None, "experiment_name", "night"),
@@ -97,6 +99,7 @@ def test_printed_settings_are_read_back(tmp_path, capsys):
         (["--data.sample_rate", "44100"], "data.sample_rate must be 16000"),
         (["--model.fine_tune_backbone", "true"], "contradict each other"),
         (["--config", "missing.yaml"], "missing.yaml"),
+        (["--data.val_split", "0"], "set data.train_split=0.9"),
         ([], "There is no data to train on"),
     ],
 )
@@ -109,6 +112,13 @@ def test_wrong_settings_are_usage_errors_before_any_work(
 
     assert said in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_text_that_is_no_list_is_a_usage_error(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", "--data.label_columns", "*owl"])
+
+    assert "--data.label_columns: '*owl' cannot be read as A,B,..." in capsys.readouterr().err
 
 
 def test_data_and_an_option_that_contradicts_it_are_refused(tmp_path, capsys):

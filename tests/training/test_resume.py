@@ -323,6 +323,23 @@ def test_a_cross_validation_is_not_resumed_with_other_folds_or_settings(
         cross_validated("head", tones, base, tmp_path, resume=True, label_smoothing=0.1)
 
 
+def test_a_run_says_by_its_folds_whether_it_is_a_cross_validation(tones, base, tmp_path):
+    def folds_of(run):
+        return Config.from_yaml(run / "config.yaml").data.folds
+
+    whole = cross_validated("head", tones, base, tmp_path / "cv", folds=None, max_epochs=1)
+    config = config_of("head", base, max_epochs=1)
+    config.data.folds = 3
+    trainer = BEATsTrainer.from_directory(tones, config, log_dir=tmp_path / "single")
+    single = Path(trainer.train(verbose=False).run_dir)
+
+    assert (folds_of(whole), folds_of(single)) == (5, None)
+    with pytest.raises(ConfigError, match=r"data\.folds was None and is 3"):
+        trainer.cross_validate(resume_from_checkpoint=single, verbose=False)
+    with pytest.raises(ConfigError, match="pass the folder above it"):
+        cross_validated("head", tones, base, tmp_path, whole / "fold_1", 5, max_epochs=1)
+
+
 # A real kill.
 
 

@@ -4,10 +4,16 @@ Twin of ``preview_augmentation(BEATsTrainer(config).splits, config, folder)``.
 """
 
 import argparse
-import os
+import copy
 
 from beats_trainer.cli.exit_code import ExitCode
-from beats_trainer.cli.settings import add_settings, print_settings, read_settings
+from beats_trainer.cli.settings import (
+    add_settings,
+    print_settings,
+    read_data_settings,
+    read_settings,
+)
+from beats_trainer.errors import ConfigError
 
 __all__ = ["add_arguments", "run"]
 
@@ -42,14 +48,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> ExitCode:
     """Run the command."""
-    given: dict[str, str] = {}
-    if arguments.data is not None:
-        is_folder = os.path.isdir(arguments.data)
-        given["data.data_dir" if is_folder else "data.metadata_file"] = arguments.data
-    config = read_settings(arguments, **given)
+    config = read_settings(arguments, **read_data_settings(arguments))
     if arguments.print_config:
         print_settings(config)
         return ExitCode.OK
+    if arguments.count < 1:
+        raise ConfigError(f"--count must be at least 1, not {arguments.count}.")
     config.validate()  # warns of settings without effect, as training does
 
     from beats_trainer.config import Config, ModelConfig
@@ -57,7 +61,10 @@ def run(arguments: argparse.Namespace) -> ExitCode:
     from beats_trainer.training.preview import preview_augmentation
 
     # The same clips as training takes, without asking for the checkpoint that it starts from.
-    only_data = Config(config.data, ModelConfig(train_from_scratch=True), seed=config.seed)
+    data = copy.copy(config.data)
+    if data.folds is not None:  # of the shares, only validation's has been set
+        data.folds, data.train_split, data.test_split = None, 1.0 - data.val_split, 0.0
+    only_data = Config(data, ModelConfig(train_from_scratch=True), seed=config.seed)
     trainer = BEATsTrainer(only_data)
     assert trainer.splits is not None
     page = preview_augmentation(trainer.splits, config, arguments.output, arguments.count)

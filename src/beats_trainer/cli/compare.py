@@ -4,10 +4,9 @@ Twin of ``compare_models(data, models, config=config, output=folder)``.
 """
 
 import argparse
-import os
 
 from beats_trainer.cli.exit_code import ExitCode
-from beats_trainer.cli.settings import add_settings, read_settings
+from beats_trainer.cli.settings import add_settings, read_data_settings, read_settings
 from beats_trainer.errors import ConfigError
 
 __all__ = ["add_arguments", "run"]
@@ -94,14 +93,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> ExitCode:
     """Run the command."""
-    given: dict[str, str] = {}
-    if arguments.data is not None:
-        is_folder = os.path.isdir(arguments.data)
-        given["data.data_dir" if is_folder else "data.metadata_file"] = arguments.data
-    config = read_settings(arguments, **given)
+    config = read_settings(arguments, **read_data_settings(arguments))
     if arguments.val_split is not None:
         config.data.val_split = arguments.val_split
-        config.data.train_split, config.data.test_split = 1.0 - arguments.val_split, 0.0
+        if config.data.folds is None:
+            config.data.train_split, config.data.test_split = 1.0 - arguments.val_split, 0.0
     if arguments.print_config:
         import yaml
 

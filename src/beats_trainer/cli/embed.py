@@ -17,6 +17,7 @@ from beats_trainer.cli.recordings import (
     add_on_error_option,
     find_recordings,
 )
+from beats_trainer.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -75,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> ExitCode:
     """Run the command."""
     if arguments.hop is not None and arguments.window is None:
-        raise ValueError("--hop needs --window: without it each file is embedded as a whole.")
+        raise ConfigError("--hop needs --window: without it each file is embedded as a whole.")
     output = check_output(arguments.output)
     files = find_recordings(arguments.inputs)
 

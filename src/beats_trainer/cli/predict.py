@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> ExitCode:
     """Run the command."""
     if arguments.top < 1:
-        raise ValueError(f"--top must be at least 1, not {arguments.top}.")
+        raise ConfigError(f"--top must be at least 1, not {arguments.top}.")
     of_all, of_labels = _read_thresholds(arguments.threshold)
     output = check_output(arguments.output) if arguments.output else None
     files = find_recordings(arguments.inputs)

@@ -50,7 +50,7 @@ def add_inference_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--batch-size",
-        type=int,
+        type=_at_least_one,
         default=16,
         metavar="N",
         help="most clips in a batch (default: 16)",
@@ -65,6 +65,13 @@ def add_on_error_option(parser: argparse.ArgumentParser) -> None:
         choices=("raise", "skip"),
         help="stop at the first unreadable file (default), or skip it, say so, and exit with 3",
     )
+
+
+def _at_least_one(text: str) -> int:
+    number = int(text) if text.isdecimal() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}.")
+    return number
 
 
 def _audio_below(folder: str) -> Iterator[str]:

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import inspect
 import itertools
+import os
 import re
 import types
 import typing
@@ -29,7 +30,7 @@ from beats_trainer.config import (
 )
 from beats_trainer.errors import ConfigError
 
-__all__ = ["add_settings", "print_settings", "read_settings"]
+__all__ = ["add_settings", "print_settings", "read_data_settings", "read_settings"]
 
 _SHORT_NAMES = {
     "data.audio_column": "--audio-column",
@@ -116,6 +117,15 @@ def add_settings(
             )
 
 
+def read_data_settings(arguments: argparse.Namespace) -> dict[str, str]:
+    """What the argument DATA says, by dotted name: a folder, or the CSV file of the clips."""
+    if arguments.data is None:
+        return {}
+    # With annotations DATA is the recordings, also where it is misspelt.
+    is_folder = os.path.isdir(arguments.data) or f"{_PREFIX}data.annotations" in vars(arguments)
+    return {"data.data_dir" if is_folder else "data.metadata_file": arguments.data}
+
+
 def read_settings(arguments: argparse.Namespace, **settings: Any) -> Config:
     """Put the given options over the YAML file over the defaults.
 
@@ -200,10 +210,14 @@ def _parse(text: str, hint: Any) -> Any:
     kinds = _kinds(hint)
     if type(None) in kinds and text.lower() in ("null", "none"):
         return None
-    if bool in kinds:
-        return yaml.safe_load(text)
-    if any(get_origin(kind) is list for kind in kinds):
-        return yaml.safe_load(text if text.startswith("[") else f"[{text}]")
+    try:
+        if bool in kinds:
+            return yaml.safe_load(text)
+        if any(get_origin(kind) is list for kind in kinds):
+            # As texts: the label `no` is no truth value, and numbers are made of texts later.
+            return yaml.load(text if text.startswith("[") else f"[{text}]", yaml.BaseLoader)
+    except yaml.YAMLError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be read as {_metavar(hint)}") from error
     return text
 
 

@@ -8,7 +8,12 @@ import os
 from pathlib import Path
 
 from beats_trainer.cli.exit_code import ExitCode
-from beats_trainer.cli.settings import add_settings, print_settings, read_settings
+from beats_trainer.cli.settings import (
+    add_settings,
+    print_settings,
+    read_data_settings,
+    read_settings,
+)
 
 __all__ = ["add_arguments", "run"]
 
@@ -55,14 +60,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> ExitCode:
     """Run the command."""
-    given: dict[str, str] = {}
-    if arguments.data is not None:
-        # With annotations DATA is the recordings, also where it is misspelt.
-        is_folder = os.path.isdir(arguments.data) or "setting:data.annotations" in vars(arguments)
-        given["data.data_dir" if is_folder else "data.metadata_file"] = arguments.data
     if arguments.resume is not None and arguments.config is None:
         arguments.config = _settings_of(arguments.resume)
-    config = read_settings(arguments, **given)
+    config = read_settings(arguments, **read_data_settings(arguments))
     if arguments.print_config:
         print_settings(config)
         return ExitCode.OK

@@ -39,9 +39,10 @@ from beats_trainer.datasets.stratify import (
 )
 from beats_trainer.errors import ConfigError, DatasetError
 
-__all__ = ["FoldSplit", "fold_splits"]
+__all__ = ["DEFAULT_FOLDS", "FoldSplit", "fold_splits"]
 
-_DEFAULT_FOLDS = 5
+DEFAULT_FOLDS = 5
+"""Where nothing says how many, and there are no official ones."""
 _NEVER_TESTED = -1
 """Instead of a fold: these clips are for training in every one."""
 
@@ -117,7 +118,7 @@ def fold_splits(
     if folds != "groups" and "fold" in manifest.table.columns:
         names, fold_of_clip, how = _official_folds(manifest, folds)
     else:
-        names, fold_of_clip, how = _made_folds(manifest, folds or _DEFAULT_FOLDS, seed)
+        names, fold_of_clip, how = _made_folds(manifest, folds or DEFAULT_FOLDS, seed)
     return _rounds(manifest, names, fold_of_clip, how, val_split, seed)
 
 

@@ -200,9 +200,14 @@ def _in_words(folds: Sequence[FoldSplit], config: Config) -> str:
         if has_val
         else "Without validation clips, the last epoch was kept"
     )
+    decided = (
+        " Each fold has thresholds of its own, by which it is measured; pooled, a class counts from a score of 0.5."
+        if folds[0].splits.task == "multi" and has_val and config.training.calibrate
+        else ""
+    )
     num_clips = sum(len(fold.splits.test) for fold in folds)
     return (
         f"{len(folds)}-fold cross-validation, mode {config.model.mode}: each of {num_clips} clips was tested "
         f"once, by a model that saw nothing of its fold. {chosen}. The figures below are of all clips "
-        "together (pooled); mean and deviation over the folds stand in the table of folds."
+        f"together (pooled); mean and deviation over the folds stand in the table of folds.{decided}"
     )

@@ -260,6 +260,11 @@ class RunFolder:
                 )
         if splits is not None:
             self.check_same_clips(splits)
+        elif (self.path / "splits.csv").is_file():
+            raise ConfigError(
+                f"Cannot resume {self.path} as a cross-validation: it is a single training. If it is a fold of "
+                "one, pass the folder above it, and the fold is taken up with the others."
+            )
 
     def check_same_clips(self, splits: Splits) -> None:
         """Make sure that the run's splits were these.
