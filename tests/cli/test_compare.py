@@ -86,7 +86,6 @@ def test_a_table_its_columns_and_the_share_for_validation_are_taken(copies, here
         (["recordings", "--models", "models/first", "--methods", "svm"], "'svm'"),
         (["--models", "models/first"], "no data"),
         (["recordings", "--models", "models/first", "--mode", "full"], "no option --mode"),
-        (["recodings", "--models", "models/first", "--annotations", "x.txt"], "recodings"),
     ],
 )
 def test_wrong_arguments_are_named(copies, here, capsys, arguments, says):
@@ -97,6 +96,13 @@ def test_wrong_arguments_are_named(copies, here, capsys, arguments, says):
 
     assert code == 2
     assert says in capsys.readouterr().err
+
+
+def test_a_misspelt_folder_of_annotated_recordings_is_named(copies, here, capsys):
+    arguments = ["recodings", "--models", "models/first", "--annotations", "x.txt"]
+
+    assert main(["compare", *arguments]) == 1
+    assert "recodings" in capsys.readouterr().err
 
 
 def test_unknown_model_is_named(copies, here, capsys):
