@@ -211,6 +211,7 @@ def test_a_fold_in_which_nothing_is_heard_lacks_a_metric_and_ends_nothing(base, 
     assert result.summary["map"]["mean"] == pytest.approx(np.mean(rows))
     assert "site_5.wav" in str(result)
     assert "mAP " in str(result)
+    assert "pooled, a class counts from a score of 0.5" in result.how  # the folds have their own
 
 
 def test_a_fold_that_is_named_by_a_path_has_one_folder(base, tmp_path):
