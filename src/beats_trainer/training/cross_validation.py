@@ -12,7 +12,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -123,7 +123,7 @@ def cross_validate(
             **scores_of(pooled, task),
             balance={f"fold {fold.name}": class_balance(fold.splits)["test"] for fold in folds},
             mistakes=mistakes,
-            folds=rows,
+            folds=[_row_to_read(row, summary) for row in rows],
             fold_summary=summary,
             configuration=config.to_dict(),
             versions=versions(),
@@ -145,6 +145,14 @@ def cross_validate(
         report=str(report),
         duration_s=duration_s,
     )
+
+
+def _row_to_read(row: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """A fold's row with the figures under the names of the summary, the loss last."""
+    order = sorted(names, key=lambda name: name == "loss")
+    figures = {name: row.get(f"test_{name}") for name in order}
+    others = {k: v for k, v in row.items() if k.removeprefix("test_") not in figures}
+    return {"fold": row["fold"], **figures, **others}
 
 
 def _pool(tested: Sequence[ScoredSplit], folds: Sequence[FoldSplit], seed: int) -> ScoredSplit:
