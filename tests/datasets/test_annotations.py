@@ -535,3 +535,19 @@ def test_labels_and_tables_that_a_format_cannot_hold_are_refused(tmp_path):
         write_audacity(table.assign(label="x"), tmp_path / "a.txt")
     with pytest.raises(DatasetError, match="label is missing"):
         write_raven(table.drop(columns="label"), tmp_path / "a.txt")
+
+
+def test_a_quotation_mark_without_its_partner_swallows_no_rows(tmp_path, dawn):
+    (tmp_path / "dawn.csv").write_text('start,end,label\n0.5,1.5,"robin\n2,3,wren\n')
+
+    with pytest.raises(DatasetError, match=r"dawn\.csv, line 3.*quotation mark"):
+        read_annotations(tmp_path / "dawn.csv")
+
+
+def test_a_tab_at_the_end_of_audacitys_lines_is_no_score(tmp_path, dawn):
+    (tmp_path / "dawn.txt").write_text("0.5\t1.5\trobin\t\n2\t3\twren\t\t\n")
+
+    table = read_annotations(tmp_path / "dawn.txt").table
+
+    assert table["label"].tolist() == ["robin", "wren"]
+    assert "score" not in table

@@ -389,3 +389,70 @@ def test_the_speakers_of_real_recordings_are_groups(shared_data):
     assert manifest.table["group"].value_counts().to_dict() == dict.fromkeys(
         ("george", "jackson", "lucas", "nicolas", "theo", "yweweler"), 500
     )
+
+
+def test_a_recording_under_two_names_is_one_clip(clips):
+    (clips / "link.wav").symlink_to(clips / "0.wav")
+    (clips / "again").symlink_to(clips)
+    for other in ("link.wav", "again/0.wav"):
+        table = table_of(["dog", "cat", "dog"]).assign(filename=["0.wav", "1.wav", other])
+
+        with pytest.raises(DatasetError, match=rf"rows 1 and 3, .*named 0\.wav and {other}"):
+            build_manifest(table, clips)
+        manifest = build_manifest(table, clips, multi_label=True)
+
+        assert manifest.table["path"].tolist() == [str(clips / "0.wav"), str(clips / "1.wav")]
+
+
+def test_names_of_one_file_that_differ_in_case_are_one_clip(clips):
+    # As on a disk that does not care about case: both names are there, and are the same file.
+    (clips / "A.wav").write_bytes(b"")
+    (clips / "a.wav").hardlink_to(clips / "A.wav")
+    table = table_of(["dog", "cat"]).assign(filename=["A.wav", "a.wav"])
+
+    with pytest.raises(DatasetError, match="listed more than once"):
+        build_manifest(table, clips)
+
+
+def test_files_that_differ_only_in_case_are_two_clips(make_clips):
+    clips = make_clips("A.wav", "a.wav")
+    if len(list(clips.iterdir())) < 2:
+        pytest.skip("this disk does not tell them apart")
+
+    table = table_of(["dog", "cat"]).assign(filename=["A.wav", "a.wav"])
+
+    assert len(build_manifest(table, clips)) == 2
+
+
+def test_parts_of_one_file_under_two_names_are_one_group(recordings):
+    (recordings / "link.wav").symlink_to(recordings / "long.wav")
+    table = parts_of([("long.wav", "a", 0, 1), ("link.wav", "b", 1, 2)])
+
+    assert build_manifest(table, recordings).table["group"].nunique() == 1
+
+
+def test_groups_and_folds_that_read_the_same_are_the_same(clips):
+    ones = [1, "1", 1.0, np.int64(1), " 1 ", "1.0"]
+    accents = ["Jose\u0301", "Jos\u00e9", "Jos\u00e9 "]
+
+    mixed = build_manifest(table_of(["a", "b"] * 3, group=ones, fold=ones), clips).table
+    spelled = build_manifest(table_of(["a", "b", "a"], site=accents), clips, group_column="site")
+    whole = build_manifest(table_of(["a", "b", "a"], group=[1.0, 2.0, np.nan]), clips).table
+
+    assert mixed["group"].tolist() == mixed["fold"].tolist() == ["1"] * 6
+    assert spelled.table["group"].nunique() == 1
+    assert whole["group"].isna().tolist() == [False, False, True]
+
+
+def test_groups_that_differ_only_in_case_are_warned_of(clips):
+    table = table_of(["a", "b", "a"], group=["Anna", "anna", "Bert"])
+
+    with pytest.warns(UserWarning, match="differ only in case.*Anna / anna"):
+        build_manifest(table, clips)
+
+
+def test_labels_whose_accents_are_encoded_in_two_ways_are_warned_of(clips):
+    table = table_of(["cafe\u0301", "caf\u00e9", "tea"])
+
+    with pytest.warns(UserWarning, match="how accents are encoded.*row 2"):
+        build_manifest(table, clips)

@@ -392,3 +392,33 @@ def test_class_columns_times_and_unknown_labels_of_a_csv_are_kept_as_they_are(ma
         load_csv_dataset(file, audio_col="file", label_columns=["NAA"])
     split = load_split_csvs(root, "x.csv", audio_column="file", label_columns=["NA", "007"])
     assert split["train"]["NA"].tolist() == ["1"]
+
+
+def test_a_separator_at_the_end_of_each_line_shifts_no_column(make_clips, tmp_path):
+    clips = make_clips("a.wav", "b.wav")
+    (clips / "m.csv").write_text("\n\nfilename , category \na.wav,007,\nb.wav,cat,\n")
+
+    table = load_csv_dataset(clips / "m.csv")
+
+    assert table["filename"].tolist() == [str(clips / "a.wav"), str(clips / "b.wav")]
+    assert table["category"].tolist() == ["007", "cat"]
+
+
+def test_more_cells_than_the_header_has_are_an_error(make_clips):
+    clips = make_clips("a.wav")
+    (clips / "m.csv").write_text("filename,category\na.wav,dog,big\n")
+
+    with pytest.raises(DatasetError, match=r"m\.csv has rows with more cells than its header"):
+        load_csv_dataset(clips / "m.csv")
+
+
+def test_clips_of_ones_own_beside_those_of_esc50_leave_their_recordings_known(make_clips):
+    root = make_clips()
+    for name in ("dog/1-100-A-0.wav", "dog/1-100-B-0.wav", "owl/mine.wav"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_bytes(b"")
+
+    table = scan_directory_dataset(root)
+
+    assert table["group"].tolist() == ["100", "100", str(root / "owl" / "mine.wav")]
+    assert "fold" not in table

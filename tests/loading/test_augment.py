@@ -452,3 +452,14 @@ def test_tones_of_real_noise_are_mixed_from_real_recordings(shared_data):
 
     ratio = waveform.square().mean() / (noisy - waveform).square().mean()
     assert abs(10 * ratio.log10() - 10) < 0.1
+
+
+def test_a_faint_background_is_finite_in_half_precision():
+    clip = torch.ones(1, 4, dtype=torch.float16)
+    noise = torch.tensor([[2e-7, 0.0, 2e-7, 2e-7]])
+
+    mixed = mix_at_snr(clip, noise, torch.tensor([4]), torch.tensor([0.0]))
+
+    assert mixed.dtype == torch.float16
+    assert mixed[0, 1] == 1
+    assert mixed.isfinite().all()

@@ -427,3 +427,22 @@ def test_environment_is_described_without_names_of_the_machine_or_its_user():
     assert all(isinstance(value, str) and value for value in facts.values())
     assert platform.node() not in " ".join(facts.values()).split()
     assert getpass.getuser() not in " ".join(facts.values()).split()
+
+
+def test_mean_of_thinned_curves_still_has_the_area_of_the_map(tmp_path):
+    from sklearn.metrics import average_precision_score, precision_recall_curve
+
+    random = np.random.default_rng(0)
+    curves, expected = {}, []
+    for number in range(100):  # each is drawn with 50 points
+        truth = random.random(2000) < 0.1
+        scores = random.normal(size=2000) + truth
+        precision, recall, _ = precision_recall_curve(truth, scores)
+        curves[str(number)] = (recall, precision)
+        expected.append(average_precision_score(truth, scores))
+
+    write_report(tmp_path, Report("t", "s", precision_recall=curves))
+
+    values = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    mean = np.mean(values["precision_recall_macro"]["precision"][1:])
+    assert mean == pytest.approx(np.mean(expected), abs=0.003)

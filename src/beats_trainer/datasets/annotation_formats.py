@@ -161,6 +161,7 @@ def parse_table(
         # Raven writes a quotation mark as it is.
         quoting=csv.QUOTE_NONE if table_format == "raven" else csv.QUOTE_MINIMAL,
         skipinitialspace=True,
+        strict=True,  # else a quotation mark without its partner swallows the rows that follow
     )
     lines: list[tuple[int, list[str]]] = []
     try:
@@ -169,7 +170,11 @@ def parse_table(
             if any(stripped):
                 lines.append((reader.line_num, stripped))
     except csv.Error as error:
-        raise _error(path, reader.line_num, f"cannot be read as a CSV: {error}.") from error
+        raise _error(
+            path,
+            reader.line_num,
+            f"cannot be read as a CSV: {error}. Give every quotation mark its partner.",
+        ) from error
     if not lines:
         return ParsedTable([], [], names_files=False)
     return _ColumnTable(path, lines, separator, columns).parse()
@@ -322,6 +327,8 @@ def _audacity_rows(path: Path, text: str) -> Iterator[AnnotationRow]:
         cells = [cell.strip() for cell in content.rstrip("\n").split("\t")]
         if not any(cells):
             continue
+        while len(cells) > 3 and not cells[-1]:
+            cells.pop()
         if cells[0] == "\\":
             if waiting is None or len(cells) != 3:
                 raise _error(

@@ -10,6 +10,7 @@ Shapes in this file: N clips, C classes.
 
 import difflib
 import numbers
+import unicodedata
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -321,20 +322,25 @@ def checked_categories(column: "pd.Series[Any]", name: str) -> list[str]:
 
 
 def warn_of_alike_labels(labels: Iterable[str], stacklevel: int) -> None:
-    """Warn of labels that differ only in case; a list of one label per row gives the rows of the rarer."""
+    """Warn of labels that look the same but for case; a list of one label per row gives the rows of the rarer."""
     by_folded: dict[str, set[str]] = {}
     for label in set(labels):
-        by_folded.setdefault(label.casefold(), set()).add(label)
+        folded = unicodedata.normalize(
+            "NFC", label
+        ).casefold()  # an accent may be a sign of its own
+        by_folded.setdefault(folded, set()).add(label)
     alike = sorted(sorted(group) for group in by_folded.values() if len(group) > 1)
     if alike:
         listed = ", ".join(" / ".join(group) for group in alike)
+        accents = any(len({label.casefold() for label in group}) > 1 for group in alike)
+        how = "case or in how accents are encoded" if accents else "case"
         where = ""
         if isinstance(labels, list):
             rarer = {label for group in alike for label in group}
             rarer -= {max(group, key=labels.count) for group in alike}
             where = f"; {name_rows([label in rarer for label in labels])}"
         warnings.warn(
-            f"Labels that differ only in case are different classes: {listed}{where}.",
+            f"Labels that differ only in {how} are different classes: {listed}{where}.",
             stacklevel=stacklevel,
         )
 

@@ -10,6 +10,7 @@ model. Nothing else in the library numbers classes. A clip is a file or a part o
 import logging
 import os
 import re
+import unicodedata
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -104,6 +105,7 @@ def build_manifest(
 
     Files are looked for from ``data_dir``, then from the folders that the table's source noted in
     ``df.attrs`` (``"searched"``, ``"data_dir"``), then from the current directory; absolute paths are taken as they are.
+    Links to one file are that file. Groups and folds are equal if they read the same: ``1``, ``1.0`` and ``"1"``.
 
     A clip has exactly one class, unless ``multi_label``, ``label_delimiter`` or ``label_columns`` is given, or
     the label cells are lists: then it has any number of them, and its labels are written in one of these ways:
@@ -156,8 +158,8 @@ def build_manifest(
         AudioError: If a file of which a part is wanted cannot be read.
 
     Warns:
-        UserWarning: If labels differ only in case, or had spaces around them, which are removed, or if
-            there is no clip in which a class is known to be absent.
+        UserWarning: If labels or groups differ only in case, labels had spaces around them, which are
+            removed, or if there is no clip in which a class is known to be absent.
 
     Example:
         >>> table = pd.DataFrame({"filename": ["a.wav", "b.wav"], "category": ["dog", "cat"]})
@@ -203,10 +205,10 @@ def build_manifest(
             f"{located.describe_missing()} Correct the table, or say with data_dir= which folder its "
             "file names start from."
         )
-    paths = [path for path in located.paths if path is not None]
+    paths = _one_spelling([path for path in located.paths if path is not None])
     times = _times_of_parts(df, paths)
     kept: dict[str, list[Any]] = {
-        name: df[source].tolist()
+        name: df[source].tolist() if name == "split" else _written_alike(df[source].tolist())
         for name, source in (("split", split_column), ("fold", fold_column))
         if source in df.columns
     }
@@ -218,7 +220,7 @@ def build_manifest(
     if is_multi:
         _merge_rows(clips, said, kept, paths)
     else:
-        _refuse_duplicates(clips, paths, categories, times)
+        _refuse_duplicates(clips, paths, names, categories, times)
 
     if is_multi:
         found = {label for clip in said for label in clip.named}
@@ -440,13 +442,16 @@ def _groups(
     group_pattern: str | None,
 ) -> list[Any] | None:
     """What keeps clips together, one per row; ``None`` if every clip is for itself."""
-    if group_pattern is not None:
-        return _groups_by_pattern(paths, group_pattern)
     candidates = ("group", *GROUP_COLUMNS) if group_column is None else (group_column,)
     source = next((name for name in candidates if name in df.columns), None)
-    if source is not None:
-        return df[source].tolist()
-    return [_slashed(path) for path in paths] if times is not None else None
+    if group_pattern is not None:
+        groups = _written_alike(_groups_by_pattern(paths, group_pattern))
+    elif source is not None:
+        groups = _written_alike(df[source].tolist())
+    else:
+        return [_slashed(path) for path in paths] if times is not None else None
+    _warn_of_alike_groups(groups)
+    return groups
 
 
 def _groups_by_pattern(paths: list[str], pattern: str) -> list[str]:
@@ -471,6 +476,59 @@ def _groups_by_pattern(paths: list[str], pattern: str) -> list[str]:
 
 def _slashed(path: str) -> str:
     return path.replace("\\", "/")
+
+
+def _one_spelling(paths: list[str]) -> list[str]:
+    """Name each file by one path, however many links lead to it: under two it would look like two recordings."""
+    folders: dict[str, str] = {}
+    spellings: dict[str, set[str]] = {}
+    alike: dict[str, list[str]] = {}
+    targets = []
+    for path in paths:
+        folder, name = os.path.split(path)
+        if folder not in folders:
+            folders[folder] = os.path.realpath(folder)
+        target = os.path.join(folders[folder], name)
+        target = os.path.realpath(target) if os.path.islink(target) else target
+        # Some disks have one file under names that differ in case, or in how an accent is encoded.
+        near = alike.setdefault(unicodedata.normalize("NFC", target).casefold(), [])
+        target = next((n for n in near if n == target or os.path.samefile(n, target)), target)
+        if target not in near:
+            near.append(target)
+        spellings.setdefault(target, set()).add(path)
+        targets.append(target)
+    one = {target: min(names) for target, names in spellings.items()}
+    return [one[target] for target in targets]
+
+
+def _written_alike(values: list[Any]) -> list[Any]:
+    """Write what is the same in one way: 1, 1.0 and "1"; "a" and "a "; an accent as one sign or as two."""
+    alike = [None if not is_list(value) and is_blank(value) else _plain(value) for value in values]
+    if len({type(value) for value in alike if value is not None}) > 1:
+        texts = [None if value is None else str(value) for value in alike]
+        return [None if text is None else re.sub(r"^(\d+)\.0+$", r"\1", text) for text in texts]
+    return alike
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, str):
+        return unicodedata.normalize("NFC", value).strip()
+    if isinstance(value, float | np.floating):
+        return int(value) if float(value).is_integer() else float(value)
+    return value
+
+
+def _warn_of_alike_groups(groups: list[Any]) -> None:
+    by_folded: dict[str, set[str]] = {}
+    for group in {group for group in groups if isinstance(group, str)}:
+        by_folded.setdefault(group.casefold(), set()).add(group)
+    alike = sorted(" / ".join(sorted(names)) for names in by_folded.values() if len(names) > 1)
+    if alike:
+        warnings.warn(
+            f"Groups that differ only in case are different groups, which a split may divide: "
+            f"{', '.join(alike[:5])}{', ...' if len(alike) > 5 else ''}. Write them alike if they are one.",
+            stacklevel=4,
+        )
 
 
 def _rows_of_clips(paths: list[str], times: NDArray[np.float64] | None) -> list[list[int]]:
@@ -517,6 +575,7 @@ def _merge_rows(
 def _refuse_duplicates(
     clips: list[list[int]],
     paths: list[str],
+    names: list[str],
     categories: list[str],
     times: NDArray[np.float64] | None,
 ) -> None:
@@ -532,9 +591,10 @@ def _refuse_duplicates(
     part = ""
     if times is not None and not np.isnan(times[row, 0]):
         part = f" from {times[row, 0]:g} to {times[row, 1]:g} s"
+    under = f" (named {names[earlier]} and {names[row]})" if names[row] != names[earlier] else ""
     raise DatasetError(
         f"{len(twice)} audio files are listed more than once; the first is {paths[row]}{part}, in rows "
-        f"{earlier + 1} and {row + 1}, {labels}. A clip has one row and one label: in two splits it "
+        f"{earlier + 1} and {row + 1}, {labels}{under}. A clip has one row and one label: in two splits it "
         "would make the result look better than it is. Remove the others, for example with "
         "df.drop_duplicates(column); if a clip may have several labels, pass multi_label=True."
     )

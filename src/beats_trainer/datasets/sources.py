@@ -384,12 +384,17 @@ def _audio_below(folder: Path, endings: tuple[str, ...]) -> Iterator[str]:
 def _columns_from_names(root: Path, table: pd.DataFrame) -> dict[str, list[Any]]:
     """What the names of well-known data sets' clips tell: without it, a random split would leak."""
     names = [os.path.basename(file) for file in table["filename"]]
-    matches = [match for name in names if (match := CLIP_NAME.fullmatch(name))]
-    if len(matches) == len(names):
-        columns: dict[str, list[Any]] = {"group": [match["src_file"] for match in matches]}
-        folds = [int(match["fold"]) for match in matches]
-        if len(set(folds)) == ESC50.num_folds:  # a part of the set may have too few to split by
-            columns["fold"] = folds
+    matches = [CLIP_NAME.fullmatch(name) for name in names]
+    if any(matches):  # clips of one's own beside them are each for itself
+        columns: dict[str, list[Any]] = {
+            "group": [
+                match["src_file"] if match else file
+                for match, file in zip(matches, table["filename"], strict=True)
+            ]
+        }
+        folds = {int(match["fold"]) for match in matches if match}
+        if all(matches) and len(folds) == ESC50.num_folds:  # a part may have too few to split by
+            columns["fold"] = [int(match["fold"]) for match in matches if match]
         return columns
     if root.name == URBANSOUND8K.organized:
         return {"group": [name.split("-")[0] for name in names]}
@@ -423,31 +428,44 @@ def _one_name(name: str, value: str, default: str, alias: str, alias_value: str 
 
 def _read_csv(file: Path, needed: set[str], texts: set[str]) -> pd.DataFrame:
     try:
-        return pd.read_csv(
-            file,
-            sep=_separator(file, needed),
-            # As text: "007" and "NA" (a species code) are labels like any other.
-            dtype=dict.fromkeys(texts, str),
-            keep_default_na=False,
-            na_values=[""],
-            skipinitialspace=True,
-            encoding="utf-8-sig",
-        )
+        separator, header = _separator(file, needed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            table = pd.read_csv(
+                file,
+                sep=separator,
+                # As text: "007" and "NA" (a species code) are labels like any other.
+                dtype={name: str for name in header if name.strip() in texts},
+                keep_default_na=False,
+                na_values=[""],
+                skipinitialspace=True,
+                index_col=False,  # else a separator at each line's end would shift the columns
+                encoding="utf-8-sig",
+            )
     except UnicodeDecodeError as error:
         raise DatasetError(
             f"{file} is not in UTF-8: {error}. Save it again as 'CSV UTF-8'."
         ) from error
+    except pd.errors.ParserWarning as error:
+        raise DatasetError(
+            f"{file} has rows with more cells than its header, which has {len(header)}. Put text with "
+            "a separator in it into quotes."
+        ) from error
     except (pd.errors.ParserError, pd.errors.EmptyDataError, csv.Error) as error:
         raise DatasetError(f"{file} cannot be read as a CSV: {error}") from error
+    return table.rename(columns=str.strip)
 
 
-def _separator(file: Path, wanted: set[str]) -> str:
-    """The separator under which the header has most of the wanted columns; else the comma."""
+def _separator(file: Path, wanted: set[str]) -> tuple[str, list[str]]:
+    """The separator under which the header has most of the wanted columns, else the comma; and the header."""
     with file.open(encoding="utf-8-sig", newline="") as stream:
-        header = stream.readline()
+        first = next((line for line in stream if line.strip()), "")
+
+    def split(separator: str) -> list[str]:
+        return next(csv.reader([first], delimiter=separator, skipinitialspace=True), [])
 
     def num_found(separator: str) -> int:
-        names = {name.strip() for name in next(csv.reader([header], delimiter=separator), [])}
-        return len(wanted & names)
+        return len(wanted & {name.strip() for name in split(separator)})
 
-    return max((",", ";", "\t"), key=num_found)
+    best = max((",", ";", "\t"), key=num_found)
+    return best, split(best)

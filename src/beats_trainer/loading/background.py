@@ -133,7 +133,9 @@ def mix_at_snr(waveforms: Tensor, noise: Tensor, lengths: Tensor, snr_db: Tensor
     is_audible = (clip_power > _SILENT_POWER) & (noise_power > _SILENT_POWER)
     wanted_power = clip_power * torch.pow(10.0, -snr_db.to(clip_power) / 10)
     scale = (wanted_power / noise_power.clamp(min=_SILENT_POWER)).sqrt()
-    return waveforms + (scale * is_audible)[:, None].to(waveforms.dtype) * noise
+    # In float32: the factor for a faint noise is beyond what half precision holds.
+    mixed = waveforms.float() + (scale * is_audible)[:, None] * noise.float()
+    return mixed.to(waveforms.dtype)
 
 
 def _audio_below(folder: str) -> list[str]:

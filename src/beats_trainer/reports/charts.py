@@ -159,13 +159,16 @@ def line_chart(
     return _svg(axes, describes, parts)
 
 
-def recall_steps(recall: Iterable[float], precision: Iterable[float], max_points: int) -> Curve:
+def recall_steps(
+    recall: Iterable[float], precision: Iterable[float], max_points: int | None
+) -> Curve:
     """Reduce a precision-recall curve to what a picture of it needs.
 
     Args:
         recall: Shape ``(P,)``, in any order.
         precision: Shape ``(P,)``, belonging to it.
-        max_points: How many points to keep, at least 2; evenly over those there are, with both ends.
+        max_points: How many points to keep, at least 2; evenly over those there are, with both ends;
+            ``None`` keeps all.
 
     Returns:
         Recall ascending without repeats, and the best precision at each. Empty where no value is
@@ -180,7 +183,7 @@ def recall_steps(recall: Iterable[float], precision: Iterable[float], max_points
     pairs = pairs[np.lexsort((-pairs[:, 1], pairs[:, 0]))]
     _, first = np.unique(pairs[:, 0], return_index=True)
     pairs = pairs[first]
-    if len(pairs) > max_points:
+    if max_points is not None and len(pairs) > max_points:
         pairs = pairs[np.unique(np.linspace(0, len(pairs) - 1, max_points).round().astype(int))]
     return pairs[:, 0], pairs[:, 1]
 

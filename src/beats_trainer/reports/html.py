@@ -220,8 +220,12 @@ def write_report(folder: str | os.PathLike[str], report: Report) -> Path:
     _check(report)
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    curves = _thin(report.precision_recall)
-    macro = macro_curve(curves) if len(curves) > 1 else (np.empty(0), np.empty(0))
+    num_curves = max(1, len(report.precision_recall))
+    limit = max(20, min(_MAX_CURVE_POINTS, _MAX_POINTS_OF_ALL_CURVES // num_curves))
+    curves = _thin(report.precision_recall, limit)
+    # Of whole curves: a thinned one has another area, and the mean shall have the mAP's.
+    whole = _thin(report.precision_recall, limit=None)
+    macro = macro_curve(whole) if len(whole) > 1 else (np.empty(0), np.empty(0))
     page = (
         _environment().get_template("report.html.jinja").render(**_sections(report, curves, macro))
     )
@@ -266,8 +270,9 @@ def _check(report: Report) -> None:
                 )
 
 
-def _thin(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> dict[str, Curve]:
-    limit = max(20, min(_MAX_CURVE_POINTS, _MAX_POINTS_OF_ALL_CURVES // max(1, len(curves))))
+def _thin(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], limit: int | None
+) -> dict[str, Curve]:
     return {label: recall_steps(*curve, max_points=limit) for label, curve in curves.items()}
 
 

@@ -249,10 +249,14 @@ def score_split(
 
 
 def groups_of(table: pd.DataFrame) -> NDArray[Any] | None:
-    """What belongs together in a table of clips, shape ``(N,)``; ``None`` where nothing is known."""
-    if "group" in table.columns and table["group"].notna().all():
-        return table["group"].astype(str).to_numpy()
-    return None
+    """What belongs together in a table of clips, shape ``(N,)``; ``None`` where nothing is known.
+
+    A clip whose group is blank belongs with the other parts of its file.
+    """
+    if "group" not in table.columns or table["group"].isna().all():
+        return None
+    known = table["group"].where(table["group"].notna(), table["path"])
+    return known.astype(str).to_numpy()
 
 
 def _embed(
