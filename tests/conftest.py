@@ -5,12 +5,17 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # Networks here are tiny: more threads than one only get in each other's way. Before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported
 # Nothing of the developer's own caches is read or written, in this process or in one it starts.
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="beats_trainer_tests_")
+
+# How long an example takes says how busy the machine is, not whether the code is right.
+settings.register_profile("no_deadline", deadline=None)
+settings.load_profile("no_deadline")
 
 _SHARED = Path(__file__).parents[2] / "shared"
 

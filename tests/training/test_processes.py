@@ -134,7 +134,12 @@ def test_a_script_without_a_main_guard_is_told_so_and_starts_no_second_run(tmp_p
 def test_ctrl_c_ends_all_processes(tmp_path):
     script = write_script(tmp_path, 'if __name__ == "__main__":\n    main()')
     process = subprocess.Popen(
-        [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, str(script)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # What was started in the background is deaf to Ctrl-C, and so would this be.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     last = tmp_path / "logs" / "beats_experiment" / "version_0" / "checkpoints" / "last.ckpt"
     while not last.exists() and process.poll() is None:
