@@ -857,3 +857,11 @@ def test_a_folder_is_read_as_one_whatever_the_settings_say_of_tables(tones, tmp_
     assert trainer.labels == ["high", "low", "middle"]
     again = Config.from_yaml(Path(run) / "config.yaml")  # names the data that it was trained on
     assert (again.data.metadata_file, again.data.data_dir) == (None, str(tones))
+
+
+def test_training_once_where_folds_were_asked_for_says_which_shares_it_needs(tones, config):
+    config.data.folds, config.data.val_split = 3, 0.0
+    trainer = BEATsTrainer.from_directory(tones, config)
+
+    with pytest.raises(ConfigError, match=r"sum to 0\.8, not 1"):
+        trainer.train(verbose=False)
