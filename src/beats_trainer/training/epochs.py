@@ -226,7 +226,7 @@ def fit_epochs(
             if best.offer(row, network) and val_logits is not None:
                 bar.set_postfix_str(f"best {training.monitor_metric} {best.score:.3f}")
             if best.is_exhausted:
-                log.info("No better %s for %d epochs.", training.monitor_metric, training.patience)
+                log.debug("No better %s for %d epochs.", training.monitor_metric, training.patience)
                 break
     assert best.weights is not None
     network.load_state_dict(best.weights)
