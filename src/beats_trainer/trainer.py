@@ -200,7 +200,8 @@ class BEATsTrainer:
         if self._splits is None and self.manifest is not None:
             data = self.config.data
             total = data.train_split + data.val_split + data.test_split
-            if abs(total - 1) > 1e-6:  # not checked where folds are made: these need val_split alone
+            # Not checked with the other settings where folds are made: these need val_split alone.
+            if abs(total - 1) > 1e-6:
                 raise ConfigError(
                     f"data.train_split, val_split and test_split sum to {total:g}, not 1. Set them so, to "
                     "train once; or call cross_validate(), as data.folds asks for."
