@@ -25,7 +25,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from beats_trainer.audio import probe_audio
-from beats_trainer.config import Config, TrainingConfig
+from beats_trainer.config import Config, TrainingConfig, settled
 from beats_trainer.constants import SAMPLE_RATE
 from beats_trainer.datasets import Task, targets_of
 from beats_trainer.embeddings.encode import ClipInput, encode_clips
@@ -43,6 +43,7 @@ __all__ = [
     "TokenFeatures",
     "cache_tokens",
     "estimate_token_bytes",
+    "fit_attentive_of",
     "fit_cached_attentive",
 ]
 
@@ -360,6 +361,44 @@ def fit_cached_attentive(
         fitted.best_score,
         head.cpu().eval(),
         pooling.cpu().eval(),
+    )
+
+
+def fit_attentive_of(
+    classifier: BEATsClassifier,
+    train: TokenFeatures,
+    val: TokenFeatures | None,
+    config: Config,
+    *,
+    device: torch.device | None = None,
+    progress: bool | None = None,
+) -> FittedAttentive:
+    """Fit learned pooling and head of a classifier as the settings say: mode ``attentive`` of training.
+
+    Args:
+        classifier: With a fresh pooling and head, which are left as they are.
+        train: Clips to learn from.
+        val: Clips to choose the best epoch on, or ``None``.
+        config: Loss, optimiser, rate, batch size, epochs, seed; resolved.
+        device: Where to compute; ``None`` for the CPU.
+        progress: Show a bar over epochs; ``None`` shows one on a terminal.
+
+    Raises:
+        BEATsTrainerError: If the loss stops being finite.
+    """
+    return fit_cached_attentive(
+        classifier,
+        train,
+        val,
+        config.training,
+        learning_rate=config.resolved_learning_rate(),
+        batch_size=settled(config.data.batch_size),
+        seed=config.seed,
+        task=FitTask.of_classifier(
+            classifier, config.training, train.targets, None if val is None else val.targets
+        ),
+        device=device,
+        progress=progress,
     )
 
 

@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from beats_trainer.config import TrainingConfig
-from beats_trainer.model import ClassifierHead
+from beats_trainer.config import Config, TrainingConfig, settled
+from beats_trainer.model import BEATsClassifier, ClassifierHead
 from beats_trainer.training.embedded import EmbeddedSplit
 from beats_trainer.training.epochs import FitTask, Fitted, fit_epochs, task_for
 from beats_trainer.training.losses import soft_targets
@@ -101,6 +101,42 @@ def fit_cached_head(
     )
     head.absorb_standardisation(mean, std)
     return FittedHead(fitted.history, fitted.best_epoch, fitted.best_score, head.cpu().eval())
+
+
+def fit_head_of(
+    classifier: BEATsClassifier,
+    train: EmbeddedSplit,
+    val: EmbeddedSplit | None,
+    config: Config,
+    *,
+    progress: bool | None = None,
+) -> FittedHead:
+    """Fit the head of a classifier as the settings say: what mode ``head`` of training does.
+
+    Args:
+        classifier: With a fresh head, which is left as it is.
+        train: Clips to learn from.
+        val: Clips to choose the best epoch on, or ``None``.
+        config: Loss, optimiser, rate, batch size, epochs, seed; resolved.
+        progress: Show a bar over epochs; ``None`` shows one on a terminal.
+
+    Raises:
+        BEATsTrainerError: If the loss stops being finite.
+    """
+    return fit_cached_head(
+        classifier.head,
+        train,
+        val,
+        classifier.labels,
+        config.training,
+        learning_rate=config.resolved_learning_rate(),
+        batch_size=settled(config.data.batch_size),
+        seed=config.seed,
+        task=FitTask.of_classifier(
+            classifier, config.training, train.targets, None if val is None else val.targets
+        ),
+        progress=progress,
+    )
 
 
 def embedding_logits(head: ClassifierHead, split: EmbeddedSplit) -> NDArray[np.float64]:

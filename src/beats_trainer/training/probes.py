@@ -16,13 +16,12 @@ import torch
 from numpy.typing import NDArray
 
 from beats_trainer.checkpoints import BEATsForAudioClassification
-from beats_trainer.config import Config, settled
+from beats_trainer.config import Config
 from beats_trainer.model import ClassifierHead
 from beats_trainer.model.classifier import apply_activation
-from beats_trainer.training.attentive import TokenFeatures, fit_cached_attentive
-from beats_trainer.training.cached_head import embedding_moments, fit_cached_head
+from beats_trainer.training.attentive import TokenFeatures, fit_attentive_of
+from beats_trainer.training.cached_head import embedding_moments, fit_head_of
 from beats_trainer.training.embedded import EmbeddedSplit
-from beats_trainer.training.epochs import FitTask
 from beats_trainer.training.losses import soft_targets
 
 __all__ = ["METHODS", "NUM_NEIGHBOURS", "Method", "probe_attentive", "probe_knn", "probe_linear"]
@@ -111,20 +110,7 @@ def probe_linear(
     Raises:
         BEATsTrainerError: If the loss stops being finite.
     """
-    fitted = fit_cached_head(
-        classifier.head,
-        train,
-        val,
-        classifier.labels,
-        config.training,
-        learning_rate=config.resolved_learning_rate(),
-        batch_size=settled(config.data.batch_size),
-        seed=config.seed,
-        task=FitTask.of_classifier(
-            classifier, config.training, train.targets, None if val is None else val.targets
-        ),
-        progress=False,
-    )
+    fitted = fit_head_of(classifier, train, val, config, progress=False)
     return _probabilities(fitted.head, classifier, test.embeddings)
 
 
@@ -152,20 +138,7 @@ def probe_attentive(
     Raises:
         BEATsTrainerError: If the loss stops being finite.
     """
-    fitted = fit_cached_attentive(
-        classifier,
-        train,
-        val,
-        config.training,
-        learning_rate=config.resolved_learning_rate(),
-        batch_size=settled(config.data.batch_size),
-        seed=config.seed,
-        task=FitTask.of_classifier(
-            classifier, config.training, train.targets, None if val is None else val.targets
-        ),
-        device=device,
-        progress=False,
-    )
+    fitted = fit_attentive_of(classifier, train, val, config, device=device, progress=False)
     return _probabilities(fitted.head, classifier, test.embed(fitted.pooling).embeddings)
 
 

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from beats_trainer.checkpoints import BEATsForAudioClassification, BEATsModel
-from beats_trainer.config import Config, settled
+from beats_trainer.config import Config
 from beats_trainer.datasets import Splits, Task
 from beats_trainer.loading import ClipChange
 from beats_trainer.model.classifier import apply_activation
@@ -33,10 +33,10 @@ from beats_trainer.reports import (
     fit_thresholds,
     measure,
 )
-from beats_trainer.training.attentive import TokenCache, TokenFeatures, fit_cached_attentive
-from beats_trainer.training.cached_head import FittedHead, embedding_logits, fit_cached_head
+from beats_trainer.training.attentive import TokenCache, TokenFeatures, fit_attentive_of
+from beats_trainer.training.cached_head import FittedHead, embedding_logits, fit_head_of
 from beats_trainer.training.embedded import EmbeddedSplit, EmbeddingCache
-from beats_trainer.training.epochs import FitTask, Fitted
+from beats_trainer.training.epochs import Fitted
 from beats_trainer.training.loggers import log_history
 from beats_trainer.training.run_folder import SPLIT_NAMES, RunFolder
 
@@ -278,20 +278,8 @@ def _fit_head(
     config: Config,
     progress: bool | None,
 ) -> FittedHead:
-    train, val = embedded["train"], embedded.get("val")
-    fitted = fit_cached_head(
-        classifier.head,
-        train,
-        val,
-        classifier.labels,
-        config.training,
-        learning_rate=config.resolved_learning_rate(),
-        batch_size=settled(config.data.batch_size),
-        seed=config.seed,
-        task=FitTask.of_classifier(
-            classifier, config.training, train.targets, None if val is None else val.targets
-        ),
-        progress=progress,
+    fitted = fit_head_of(
+        classifier, embedded["train"], embedded.get("val"), config, progress=progress
     )
     classifier.head.load_state_dict(fitted.head.state_dict())
     return fitted
@@ -333,19 +321,8 @@ def _fit_attentive(
     progress: bool | None,
 ) -> tuple[Fitted, dict[str, EmbeddedSplit]]:
     """Fit learned pooling and head on cached tokens, and pool the clips to be measured with it."""
-    train, val = tokens["train"], tokens.get("val")
-    fitted = fit_cached_attentive(
-        classifier,
-        train,
-        val,
-        config.training,
-        learning_rate=config.resolved_learning_rate(),
-        batch_size=settled(config.data.batch_size),
-        seed=config.seed,
-        task=FitTask.of_classifier(
-            classifier, config.training, train.targets, None if val is None else val.targets
-        ),
-        progress=progress,
+    fitted = fit_attentive_of(
+        classifier, tokens["train"], tokens.get("val"), config, progress=progress
     )
     assert classifier.attentive_pooling is not None
     classifier.head.load_state_dict(fitted.head.state_dict())
