@@ -8,6 +8,7 @@ import copy
 
 from beats_trainer.cli.exit_code import ExitCode
 from beats_trainer.cli.settings import (
+    add_data,
     add_settings,
     print_settings,
     read_data_settings,
@@ -31,12 +32,7 @@ Nothing is trained, and no checkpoint is needed. Open FOLDER/preview.html in a b
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument(
-        "data",
-        metavar="DATA",
-        nargs="?",
-        help="folder with one folder of recordings per class, or a CSV file with one row per clip",
-    )
+    add_data(parser)
     parser.add_argument(
         "-o", "--output", required=True, metavar="FOLDER", help="where page, WAV and PNG are put"
     )

@@ -6,7 +6,7 @@ Twin of ``compare_models(data, models, config=config, output=folder)``.
 import argparse
 
 from beats_trainer.cli.exit_code import ExitCode
-from beats_trainer.cli.settings import add_settings, read_data_settings, read_settings
+from beats_trainer.cli.settings import add_data, add_settings, read_data_settings, read_settings
 from beats_trainer.errors import ConfigError
 
 __all__ = ["add_arguments", "run"]
@@ -57,13 +57,7 @@ _IDLE = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument(
-        "data",
-        metavar="DATA",
-        nargs="?",
-        help="folder with one folder of recordings per class, a CSV file with one row per clip, or, with "
-        "--annotations, the folder of the recordings",
-    )
+    add_data(parser)
     parser.add_argument(
         "--models",
         metavar="A,B,...",

@@ -30,7 +30,7 @@ from beats_trainer.config import (
 )
 from beats_trainer.errors import ConfigError
 
-__all__ = ["add_settings", "print_settings", "read_data_settings", "read_settings"]
+__all__ = ["add_data", "add_settings", "print_settings", "read_data_settings", "read_settings"]
 
 _SHORT_NAMES = {
     "data.audio_column": "--audio-column",
@@ -115,6 +115,17 @@ def add_settings(
                 metavar=_metavar(hints[item.name]),
                 help=_help(owner, item),
             )
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """Add the argument DATA, which `read_data_settings` reads."""
+    parser.add_argument(
+        "data",
+        metavar="DATA",
+        nargs="?",
+        help="folder with one folder of recordings per class, a CSV file with one row per clip, or, with "
+        "--annotations, the folder of the recordings",
+    )
 
 
 def read_data_settings(arguments: argparse.Namespace) -> dict[str, str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from beats_trainer.cli.exit_code import ExitCode
 from beats_trainer.cli.settings import (
+    add_data,
     add_settings,
     print_settings,
     read_data_settings,
@@ -40,13 +41,7 @@ the folder model in it. With --folds, that folder holds one run per fold, and a 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument(
-        "data",
-        metavar="DATA",
-        nargs="?",
-        help="folder with one folder of recordings per class, a CSV file with one row per clip, or, with "
-        "--annotations, the folder of the recordings",
-    )
+    add_data(parser)
     parser.add_argument(
         "-o", "--output", default="logs", metavar="DIR", help="where runs are saved (default: logs)"
     )
