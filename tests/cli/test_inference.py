@@ -1,6 +1,8 @@
 """``beats-trainer embed``, ``predict`` and ``evaluate`` with a model that ``train`` made."""
 
+import io
 import json
+import sys
 
 import numpy as np
 import pandas as pd
@@ -8,8 +10,8 @@ import pytest
 
 from beats_trainer import BEATsFeatureExtractor, BEATsPredictor, BEATsTrainer
 from beats_trainer.cli import main
-from beats_trainer.cli.recordings import find_recordings
 from beats_trainer.embeddings.table import read_embeddings
+from beats_trainer.loading import find_clips
 
 RUN = "logs/beats_experiment/version_0"
 MODEL = f"{RUN}/model"
@@ -25,17 +27,6 @@ def half_broken(here, tmp_path):
         (folder / name).write_bytes((here / "recordings" / source).read_bytes())
     (folder / "b.wav").write_text("not a recording")
     return folder
-
-
-def test_inputs_are_files_folders_and_patterns_each_file_once(here):
-    folder = find_recordings(["recordings"])
-    pattern = find_recordings(["recordings/*/clip_0.wav"])
-
-    assert len(folder) == 30
-    assert folder == sorted(folder)
-    assert [file.split("/")[1] for file in pattern] == ["high", "low", "middle"]
-    assert find_recordings([folder[3], "recordings"]) == [folder[3], *folder[:3], *folder[4:]]
-    assert find_recordings(["not/there.wav"]) == ["not/there.wav"]  # the reader says what is wrong
 
 
 @pytest.mark.parametrize(("empty", "said"), [(".", "no audio file"), ("*.wav", "no file matches")])
@@ -58,13 +49,24 @@ def test_embed_writes_what_the_python_call_gives(here, tmp_path, capsys):
 
     table = read_embeddings(out)
     extractor = BEATsFeatureExtractor(MODEL, "cpu", 1, "max", precision="float32")
-    expected = extractor.embed(find_recordings(["recordings/high"]), 0.2, 0.1)
+    expected = extractor.embed([clip.file for clip in find_clips("recordings/high")], 0.2, 0.1)
     assert code == 0
     assert table.file == expected.file
     np.testing.assert_array_equal(table.start_time, expected.start_time)
     np.testing.assert_allclose(table.embeddings, expected.embeddings, atol=1e-6)
     assert table.recipe["pooling_method"] == "max"
     assert f"{len(table)} embeddings of 10 files" in capsys.readouterr().out
+
+
+def test_embed_reads_which_files_from_standard_input(here, tmp_path, monkeypatch):
+    out = tmp_path / "embeddings.parquet"
+    listed = io.BytesIO(b"recordings/low/clip_1.wav\0recordings/high/clip_0.wav\0")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(listed))
+
+    assert main(["embed", "-", "-o", str(out), "--model", MODEL, *CPU]) == 0
+
+    files = ["recordings/low/clip_1.wav", "recordings/high/clip_0.wav"]
+    assert read_embeddings(out).file == files
 
 
 def test_embed_stops_at_an_unreadable_file_and_writes_nothing(half_broken, tmp_path, capsys):

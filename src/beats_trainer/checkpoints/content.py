@@ -46,6 +46,8 @@ class Checkpoint:
         tensors: The network's state dict: of ``BEATs``, ``AcousticTokenizer`` or ``BEATsClassifier``.
         layout: Where its format comes from, in words.
         labels: A classifier's class names, in the order of its outputs.
+        label_codes: The same classes as the file has them, where ``labels`` are readable names in their
+            place (AudioSet's ``/m/...``); else ``None``.
         activation: What turns a classifier's logits into probabilities.
         task: Whether a clip has exactly one class (``"single"``) or any number; ``None`` where the file does
             not say, which means what the activation is for.
@@ -66,6 +68,7 @@ class Checkpoint:
     tensors: dict[str, Tensor]
     layout: str
     labels: list[str] | None = None
+    label_codes: list[str] | None = None
     activation: Activation = "softmax"
     task: ClassifierTask | None = None
     pooling: ClassifierPooling = "mean"

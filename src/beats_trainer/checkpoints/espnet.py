@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 from torch import Tensor
 
+from beats_trainer.checkpoints.audioset_labels import name_labels
 from beats_trainer.checkpoints.content import Checkpoint
 from beats_trainer.checkpoints.microsoft import classifier_parts, rename_to_ours
 from beats_trainer.checkpoints.openbeats import drop_pad_kernels
@@ -95,12 +96,16 @@ def read_espnet(tensors: Mapping[str, Tensor], file: Path) -> Checkpoint:
             f"{where}: config.yaml says classification_type {kind!r} and pooling {pooling!r}; expected "
             f"one of {', '.join(_ACTIVATIONS)} and of {', '.join(_POOLINGS)}."
         )
+    labels, codes = name_labels(
+        _labels(settings.get("token_list"), int(head["num_classes"]), where)
+    )
     return Checkpoint(
         "classifier",
         architecture,
         parts,
         "ESPnet",
-        labels=_labels(settings.get("token_list"), int(head["num_classes"]), where),
+        labels=labels,
+        label_codes=codes,
         activation=_ACTIVATIONS[kind],
         pooling=_POOLINGS[pooling],
         head=head,

@@ -13,7 +13,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ def save_model(
     network: BEATs | BEATsClassifier,
     folder: str | os.PathLike[str],
     *,
+    label_codes: Sequence[str] | None = None,
     thresholds: Mapping[str, float] | None = None,
     window_s: float | None = None,
     calibration: Mapping[str, Any] | None = None,
@@ -56,6 +57,7 @@ def save_model(
         network: An encoder, a tokenizer or a classifier.
         folder: Is created. An existing model folder is replaced as a whole, other files in it stay; any
             other existing folder must be empty.
+        label_codes: The classes' codes in the data set that they come from, in the order of the labels.
         thresholds: Score from which on a class counts as heard, per label.
         window_s: Seconds of sound that the classifier was trained on.
         calibration: How its probabilities were calibrated: plain values.
@@ -67,7 +69,7 @@ def save_model(
 
     Raises:
         FileExistsError: If the folder holds something else.
-        ValueError: If thresholds name other classes, a value is not plain data, or the network still has
+        ValueError: If thresholds name other classes, a class has no code, a value is not plain data, or the network still has
             adapters.
     """
     folder = Path(folder).expanduser()
@@ -80,7 +82,7 @@ def save_model(
         raise FileExistsError(
             f"{folder} exists and is not a model folder: choose a new one, or empty it first."
         )
-    config = _describe(network, thresholds, window_s, calibration, provenance or {})
+    config = _describe(network, label_codes, thresholds, window_s, calibration, provenance or {})
     tensors = {key: value.contiguous() for key, value in weights_of(network).items()}
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_name(f".{target.name}.unfinished-{secrets.token_hex(4)}")
@@ -135,8 +137,10 @@ def read_folder(folder: Path, *, check_weights: bool = True) -> Checkpoint:
             window_s = config.get("window_s")
             attentive_pooling = config.get("attentive_pooling")
             calibration = config.get("calibration")
+            label_codes = config.get("label_codes")
             checkpoint = checkpoint.replace(
                 labels=[str(label) for label in config["labels"]],
+                label_codes=None if label_codes is None else [str(code) for code in label_codes],
                 activation=config["activation"],
                 task=config.get("task"),
                 pooling=config["pooling"],
@@ -148,6 +152,10 @@ def read_folder(folder: Path, *, check_weights: bool = True) -> Checkpoint:
                 window_s=None if window_s is None else float(window_s),
                 calibration=None if calibration is None else dict(calibration),
             )
+            if label_codes is not None and len(label_codes) != len(config["labels"]):
+                raise ValueError(
+                    f"it has {len(label_codes)} label_codes for {len(config['labels'])} labels"
+                )
         elif checkpoint.kind not in ("encoder", "tokenizer"):
             raise ValueError(f"kind {checkpoint.kind!r} is not encoder, classifier or tokenizer")
     except CheckpointError:
@@ -161,6 +169,7 @@ def read_folder(folder: Path, *, check_weights: bool = True) -> Checkpoint:
 
 def _describe(
     network: BEATs | BEATsClassifier,
+    label_codes: Sequence[str] | None,
     thresholds: Mapping[str, float] | None,
     window_s: float | None,
     calibration: Mapping[str, Any] | None,
@@ -183,12 +192,15 @@ def _describe(
                 f"The head has {network.head.num_classes} classes, but {len(set(network.labels))} "
                 "different labels name them."
             )
+        if label_codes is not None and len(label_codes) != len(network.labels):
+            raise ValueError(f"{len(label_codes)} label_codes for {len(network.labels)} labels.")
         if thresholds is not None and set(thresholds) - set(network.labels):
             strange = sorted(set(thresholds) - set(network.labels))
             raise ValueError(f"Thresholds for classes that the model does not have: {strange[:5]}.")
         config |= {
             "kind": "classifier",
             "labels": list(network.labels),
+            "label_codes": None if label_codes is None else list(label_codes),
             "activation": network.activation,
             "task": network.task,
             "pooling": network.pooling,

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from beats_trainer.checkpoints.audioset_labels import name_labels
 from beats_trainer.checkpoints.content import Checkpoint, weights_of
 from beats_trainer.checkpoints.shapes import complete_architecture
 from beats_trainer.constants import FBANK_MEAN, FBANK_STD
@@ -87,12 +88,14 @@ def interpret(
         raise InvalidCheckpointError(
             f"{where}: cfg says {cfg['predictor_class']} classes, the predictor has {num_classes}."
         )
+    labels, codes = name_labels(_labels(label_dict, num_classes, where))
     return Checkpoint(
         "classifier",
         architecture,
         parts,
         layout,
-        labels=_labels(label_dict, num_classes, where),
+        labels=labels,
+        label_codes=codes,
         activation="sigmoid",  # the original returns sigmoid probabilities, always
         pooling="mean",
         head=head,
@@ -162,8 +165,8 @@ def to_microsoft(network: BEATs | BEATsClassifier) -> dict[str, Any]:
         network: An encoder, a tokenizer, or a classifier with a linear head on mean-pooled tokens.
 
     Returns:
-        ``{"cfg", "model"}``, for a classifier with ``"label_dict"``. Tensors are on the CPU, copied, and
-        bit-identical to the network's.
+        ``{"cfg", "model"}``, for a classifier with ``"label_dict"``: its ``label_codes``, if it has them,
+        else its labels. Tensors are on the CPU, copied, and bit-identical to the network's.
 
     Raises:
         ValueError: If the original has no such classifier, or the network still has adapters.
@@ -215,7 +218,8 @@ def to_microsoft(network: BEATs | BEATsClassifier) -> dict[str, Any]:
         "predictor_class": head.num_classes,
         "predictor_dropout": head.dropout,
     }
-    return {"cfg": cfg, "model": model, "label_dict": dict(enumerate(network.labels))}
+    labels = getattr(network, "label_codes", None) or network.labels
+    return {"cfg": cfg, "model": model, "label_dict": dict(enumerate(labels))}
 
 
 def _codebook(model: Mapping[str, Tensor], cfg: Mapping[str, Any], where: str) -> dict[str, int]:

@@ -68,6 +68,7 @@ class _Shareable:
         return save_model(
             self,
             folder,
+            label_codes=getattr(self, "label_codes", None),
             thresholds=getattr(self, "thresholds", None),
             window_s=getattr(self, "window_s", None),
             calibration=getattr(self, "calibration", None),
@@ -196,6 +197,8 @@ class BEATsForAudioClassification(_Shareable, BEATsClassifier):
         attentive_pooling: The module that does so; with ``pooling="attentive"`` and only then.
         task: ``"single"`` where a clip has exactly one class, ``"multi"`` where it has any number; ``None``
             takes what the activation is for. Travels with the model.
+        label_codes: What the classes are called in the data set that they come from, in the order of
+            ``labels``; travels with the model. ``None`` where ``labels`` says it all.
         thresholds: Score from which on a class counts as heard, per label; travels with the model.
         window_s: Seconds of sound that it was trained on; travels with the model.
         calibration: How its probabilities were calibrated, plain values; travels with the model. It has
@@ -218,6 +221,7 @@ class BEATsForAudioClassification(_Shareable, BEATsClassifier):
         *,
         attentive_pooling: AttentivePooling | None = None,
         task: ClassifierTask | None = None,
+        label_codes: Sequence[str] | None = None,
         thresholds: Mapping[str, float] | None = None,
         window_s: float | None = None,
         calibration: Mapping[str, Any] | None = None,
@@ -225,6 +229,9 @@ class BEATsForAudioClassification(_Shareable, BEATsClassifier):
         super().__init__(
             beats, head, labels, activation, pooling, attentive_pooling=attentive_pooling, task=task
         )
+        if label_codes is not None and len(label_codes) != len(labels):
+            raise ValueError(f"{len(label_codes)} label_codes for {len(labels)} labels.")
+        self.label_codes = None if label_codes is None else list(label_codes)
         self.thresholds = None if thresholds is None else dict(thresholds)
         self.window_s = window_s
         self.calibration = None if calibration is None else dict(calibration)
@@ -241,6 +248,9 @@ class BEATsForAudioClassification(_Shareable, BEATsClassifier):
         local_files_only: bool = False,
     ) -> Self:
         """Load a classifier: a model folder that training saved, or a fine-tuned checkpoint.
+
+        Where a checkpoint names AudioSet's classes by code (``/m/09x0r``), ``labels`` are their readable
+        names (``Speech``), in the checkpoint's own order, and ``label_codes`` the codes.
 
         Args:
             source: As for ``BEATsModel.from_pretrained``.
@@ -277,6 +287,7 @@ class BEATsForAudioClassification(_Shareable, BEATsClassifier):
                 checkpoint.pooling,
                 attentive_pooling=checkpoint.build_pooling(),
                 task=checkpoint.task,
+                label_codes=checkpoint.label_codes,
                 thresholds=checkpoint.thresholds,
                 window_s=checkpoint.window_s,
                 calibration=checkpoint.calibration,

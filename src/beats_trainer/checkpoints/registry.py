@@ -25,8 +25,8 @@ _BEATS_PAPER = "https://arxiv.org/abs/2212.09058"
 _OPENBEATS_PAPER = "https://arxiv.org/abs/2507.14129"
 _BEATS_PAGE = "https://github.com/microsoft/unilm/tree/master/beats"
 _AUDIOSET_LABELS = (
-    "527 AudioSet classes as machine ids (/m/...), in the order of the file's own label_dict, "
-    "which is not the order of AudioSet's class_labels_indices.csv"
+    "527 AudioSet classes by name (their codes, /m/..., are label_codes), in the order of the file's own "
+    "label_dict, which is not the order of AudioSet's class_labels_indices.csv"
 )
 _SEVEN_MILLION = "work/nvme/bbjs/sbharadwaj/7Msounds/exp"
 _RECIPE = "tune_lr5e-4_warmup40000_bins1600000_totalsteps400000"

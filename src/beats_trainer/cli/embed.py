@@ -14,8 +14,8 @@ from beats_trainer.cli.exit_code import ExitCode
 from beats_trainer.cli.output import check_output
 from beats_trainer.cli.recordings import (
     add_inference_options,
+    add_inputs_argument,
     add_on_error_option,
-    find_recordings,
 )
 from beats_trainer.errors import ConfigError
 
@@ -41,7 +41,7 @@ metadata. With --on-error skip, what could not be read stands in errors.csv besi
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="files, folders or patterns")
+    add_inputs_argument(parser)
     parser.add_argument(
         "-o", "--output", required=True, metavar="OUT", help="Parquet file to write"
     )
@@ -78,10 +78,11 @@ def run(arguments: argparse.Namespace) -> ExitCode:
     if arguments.hop is not None and arguments.window is None:
         raise ConfigError("--hop needs --window: without it each file is embedded as a whole.")
     output = check_output(arguments.output)
-    files = find_recordings(arguments.inputs)
 
     from beats_trainer.feature_extractor import BEATsFeatureExtractor
+    from beats_trainer.loading import find_clips
 
+    files = [clip.file for clip in find_clips(arguments.inputs)]
     extractor = BEATsFeatureExtractor(
         arguments.model,
         arguments.device,

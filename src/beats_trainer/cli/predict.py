@@ -12,8 +12,8 @@ from beats_trainer.cli.exit_code import ExitCode
 from beats_trainer.cli.output import check_output, format_table
 from beats_trainer.cli.recordings import (
     add_inference_options,
+    add_inputs_argument,
     add_on_error_option,
-    find_recordings,
 )
 from beats_trainer.errors import ConfigError
 
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model", metavar="MODEL", help="model folder, fine-tuned checkpoint or hub owner/name"
     )
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="files, folders or patterns")
+    add_inputs_argument(parser)
     parser.add_argument("-o", "--output", metavar="OUT", help="CSV file to write all scores to")
     parser.add_argument(
         "--top", type=int, default=1, metavar="N", help="labels to show per file (default: 1)"
@@ -60,11 +60,12 @@ def run(arguments: argparse.Namespace) -> ExitCode:
         raise ConfigError(f"--top must be at least 1, not {arguments.top}.")
     of_all, of_labels = _read_thresholds(arguments.threshold)
     output = check_output(arguments.output) if arguments.output else None
-    files = find_recordings(arguments.inputs)
 
     from beats_trainer.datasets.labels import LABEL_SEPARATOR
+    from beats_trainer.loading import find_clips
     from beats_trainer.predictor import BEATsPredictor
 
+    files = [clip.file for clip in find_clips(arguments.inputs)]
     predictor = BEATsPredictor.from_pretrained(
         arguments.model,
         device=arguments.device,
