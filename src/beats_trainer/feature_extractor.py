@@ -8,7 +8,7 @@ Shapes in this file: N inputs, S samples, D width of an embedding, T tokens, L l
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, overload
@@ -22,6 +22,7 @@ from beats_trainer.audio import to_waveform
 from beats_trainer.checkpoints import BEATsModel
 from beats_trainer.checkpoints.registry import DEFAULT_MODEL
 from beats_trainer.constants import SAMPLE_RATE
+from beats_trainer.embeddings import EmbeddingStore, open_store
 from beats_trainer.embeddings.encode import (
     DEFAULT_WINDOW_S,
     ClipInput,
@@ -33,8 +34,14 @@ from beats_trainer.embeddings.encode import (
     encode_clips,
     files_of,
 )
+from beats_trainer.embeddings.encoder import Encoder
+from beats_trainer.embeddings.output import stored_at
+from beats_trainer.embeddings.parquet import Dtype
+from beats_trainer.embeddings.run import DEFAULT_ROWS_PER_SHARD, run_to_store
 from beats_trainer.embeddings.table import EmbeddingTable
-from beats_trainer.embeddings.windows import plan_clips
+from beats_trainer.embeddings.windows import Windowing, plan_clips
+from beats_trainer.loading import find_clips
+from beats_trainer.loading.inputs import ClipInput as UserInput
 from beats_trainer.model.architecture import Architecture
 from beats_trainer.model.fingerprint import hash_weights
 from beats_trainer.model.precision import resolve_device
@@ -357,6 +364,124 @@ class BEATsFeatureExtractor:
         return EmbeddingTable(
             files, starts, starts + spans, embeddings, recipe, list(failures.values())
         )
+
+    def embed_to(
+        self,
+        inputs: UserInput | Iterable[UserInput],
+        output: PathLike,
+        window_s: float | None = None,
+        hop_s: float | None = None,
+        *,
+        per_step: bool = False,
+        layers: Sequence[int] | None = None,
+        normalize: bool = False,
+        dtype: Dtype = "float32",
+        batch_size: int | None = None,
+        on_error: Literal["raise", "skip"] = "skip",
+        retry_failed: bool = False,
+        overwrite: bool = False,
+        rows_per_shard: int = DEFAULT_ROWS_PER_SHARD,
+        progress: bool | None = None,
+    ) -> EmbeddingStore:
+        """Embed any number of recordings of any length into a store on disk, in bounded memory.
+
+        Killed at any moment and called again in the same way, it goes on, and ends with the same rows as if it
+        had never been stopped. Called again later, it adds what is new among the inputs, and does anew what
+        has changed.
+
+        Args:
+            inputs: Files, folders, patterns, tables, DataFrames, `Clip`, URLs, or ``"-"``: all that
+                ``beats_trainer.loading.find_clips`` takes.
+            output: A folder for the store; or a file ending in ``.parquet``, which is there as a whole once
+                all is done, and is begun anew the next time.
+            window_s: Seconds of a window; ``None`` embeds each clip as one. Per time step, ``None``
+                means the extractor's ``window_s``.
+            hop_s: Seconds between the starts of two windows; ``None`` means no overlap.
+            per_step: A row for each time step of 160 ms, pooled over its eight frequency patches.
+            layers: Several layers at once, each in a column ``embedding_layer_N``, counted from the front
+                (0 is the first layer's input); ``None`` takes the extractor's, in the column
+                ``embedding``.
+            normalize: Scale each embedding to unit length.
+            dtype: ``"float32"``, or ``"float16"`` for half the size.
+            batch_size: Most windows in a batch; ``None`` takes the extractor's.
+            on_error: ``"skip"`` what cannot be read and list it in ``errors.csv``, or ``"raise"``.
+            retry_failed: Do files anew of which a part could not be read. Those that could not be read at
+                all are tried again anyway.
+            overwrite: Begin anew, where the output holds a store already.
+            rows_per_shard: Rows that are written at a time; at most these are computed again after a kill.
+            progress: Show a progress bar; ``None`` shows one on a terminal.
+
+        Returns:
+            The store: ``.to_numpy()``, ``.to_pandas()``, ``.failures``.
+
+        Raises:
+            StoreMismatchError: If the output holds rows that were made in another way.
+            StoreInUseError: If another run writes to the output.
+            AudioError: If a file cannot be read and ``on_error`` is ``"raise"``, or an input has no audio.
+            ValueError: If a window or hop is not positive, pooling is ``"none"``, or a layer is not there.
+            OSError: If the output cannot be written.
+        """
+        if self.pooling == "none":
+            raise ValueError("A store holds one embedding per row: choose a pooling but 'none'.")
+        if on_error not in ("raise", "skip"):
+            raise ValueError(f"on_error must be 'raise' or 'skip', not {on_error!r}.")
+        encoder = Encoder(
+            self.model,
+            self.pooling,
+            self.layer if layers is None else tuple(layers),
+            per_step=per_step,
+            precision=self.precision,
+            window_s=self.window_s,
+        )
+        if per_step and window_s is None:
+            window_s = self.window_s
+        windowing = Windowing(window_s, hop_s, encoder.grid if per_step else None)
+        names = [f"embedding_layer_{layer}" for layer in encoder.layers]
+        names = names if layers is not None else ["embedding"]
+        recipe = {
+            "kind": "embeddings",
+            "weights_sha256": hash_weights(self.model),
+            "pooling": self.pooling,
+            "layers": list(encoder.layers),
+            "per_step": per_step,
+            "normalize": normalize,
+            "window_s": window_s,
+            "hop_s": window_s if hop_s is None else hop_s,
+            "attention_window_s": self.window_s,
+            "precision": encoder.precision,
+            "notes": self._notes(),
+        }
+
+        def to_columns(values: FloatArray) -> dict[str, FloatArray]:
+            values = _unit_length(values) if normalize else values
+            by_layer = values[:, None] if encoder.is_single else values
+            return {name: by_layer[:, index] for index, name in enumerate(names)}
+
+        clips = find_clips(inputs)
+        columns = dict.fromkeys(names, encoder.width)
+        with stored_at(output, columns, recipe, dtype, overwrite=overwrite) as writer:
+            run_to_store(
+                encoder,
+                clips,
+                writer,
+                windowing,
+                to_columns,
+                batch_size=batch_size or self.batch_size,
+                num_threads=self.num_threads,
+                rows_per_shard=rows_per_shard,
+                on_error=on_error,
+                retry_failed=retry_failed,
+                progress=progress,
+            )
+        return open_store(output)
+
+    def _notes(self) -> dict[str, Any]:
+        """What is good to know of how rows were made, and does not change them."""
+        return {
+            "model": None if self.model_path is None else str(self.model_path),
+            "device": str(self.device),
+            "beats_trainer_version": __version__,
+        }
 
     def get_feature_dim(self) -> int:
         """Width D of an embedding: 768 for the base models, 1,024 for the large ones."""

@@ -30,6 +30,9 @@ ClipInput: TypeAlias = str | os.PathLike[str] | Clip | NDArray[np.float32]
 _BLOCK_SAMPLES = 60 * SAMPLE_RATE
 """Sound that is decoded in one go, for all pieces in it: a minute, 3.8 MB."""
 
+_BLOCK_PIECES = 256
+"""Pieces of a block at most."""
+
 _CLIPS_AHEAD = 64
 """Clips whose lengths are looked up before their sound is wanted."""
 
@@ -204,7 +207,8 @@ def _continues(block: Sequence[_Span], span: _Span) -> bool:
         return False
     return (
         first.source.file == span.source.file
-        and first.start <= span.start <= last.start + last.length
+        and last.start < span.start <= last.start + last.length
+        and len(block) < _BLOCK_PIECES
         and span.start + span.length - first.start <= _BLOCK_SAMPLES
     )
 

@@ -1,22 +1,121 @@
-"""Which parts of which files are embedded: the plan that a windowed run follows.
+"""Which windows of a clip become rows: the plan that a windowed run follows.
 
-files -> [plan] -> clips with start and end -> encoder
+clip -> [length -> plan] -> windows with start and end -> encoder
 
-Every sample of a recording lies in a window; the last one may be shorter.
+Every sample of a clip lies in a window; the last one may be shorter. Per time step, windows begin on the
+clip's grid of tokens, and no window is planned that has no token of its own.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from beats_trainer.audio import AudioInfo, probe_audio
+from beats_trainer.audio import probe_audio
 from beats_trainer.constants import SAMPLE_RATE
 from beats_trainer.embeddings.encode import Failure
+from beats_trainer.embeddings.pieces import TokenGrid
 from beats_trainer.errors import AudioError
 from beats_trainer.loading import Clip, plan_windows, read_ahead
 
-__all__ = ["WindowPlan", "plan_clips"]
+__all__ = ["ClipPlan", "WindowPlan", "Windowing", "plan_clip", "plan_clips"]
+
+
+@dataclass(frozen=True)
+class Windowing:
+    """How clips are cut into windows.
+
+    Attributes:
+        window_s: Seconds of a window; ``None`` makes each clip one.
+        hop_s: Seconds between the starts of two windows; ``None`` means ``window_s``, no overlap.
+        grid: The network's grid of tokens, if windows give a row per time step: windows and hops then are
+            whole time steps, the nearest that are not longer.
+
+    Raises:
+        ValueError: If a length is not positive, the hop is longer than the window, or has no window.
+
+    Example:
+        >>> Windowing(5.0, 2.5).samples
+        (80000, 40000)
+    """
+
+    window_s: float | None = None
+    hop_s: float | None = None
+    grid: TokenGrid | None = None
+
+    def __post_init__(self) -> None:
+        if self.window_s is None:
+            if self.hop_s is not None:
+                raise ValueError("hop_s needs window_s: without windows, a file is one clip.")
+            if self.grid is not None:
+                raise ValueError("Rows per time step need window_s.")
+            return
+        hop_s = self.window_s if self.hop_s is None else self.hop_s
+        if not (self.window_s > 0 and hop_s > 0):
+            raise ValueError(
+                f"window_s and hop_s must be positive, not {self.window_s} and {self.hop_s}."
+            )
+        if hop_s > self.window_s:
+            raise ValueError(
+                f"hop_s ({hop_s}) is longer than window_s ({self.window_s}): sound between the windows "
+                "would be lost."
+            )
+        window, hop = self.samples
+        if min(window, hop) < 1:
+            raise ValueError(
+                f"window_s ({self.window_s}) and hop_s ({hop_s}) must be at least one "
+                + ("sample." if self.grid is None else "time step, 0.175 s and 0.16 s.")
+            )
+
+    @property
+    def samples(self) -> tuple[int, int]:
+        """Window and hop in samples; only where there are windows."""
+        assert self.window_s is not None
+        window, hop = (
+            round(seconds * SAMPLE_RATE)
+            for seconds in (self.window_s, self.window_s if self.hop_s is None else self.hop_s)
+        )
+        if self.grid is None:
+            return window, hop
+        step, overlap = self.grid.step, self.grid.window - self.grid.hop
+        num_steps = (window - overlap) // step
+        return num_steps * step + overlap if num_steps else 0, min(hop // step, num_steps) * step
+
+
+@dataclass(frozen=True, slots=True)
+class ClipPlan:
+    """The windows of one clip.
+
+    Attributes:
+        clip: The clip.
+        duration_s: Its seconds.
+        starts: First sample of each window, from the clip's start.
+        window: Samples of a window; ``None`` if the clip is one.
+    """
+
+    clip: Clip
+    duration_s: float
+    starts: range
+    window: int | None
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, index: int) -> Clip:
+        """The window as a part of the file; both times are known."""
+        if self.window is None:
+            return Clip(self.clip.file, self.clip.start_s, self.duration_s)
+        start = self.starts[index]
+        num_samples = max(1, round(self.duration_s * SAMPLE_RATE))
+        return Clip(
+            self.clip.file,
+            self.clip.start_s + start / SAMPLE_RATE,
+            min(self.window, num_samples - start) / SAMPLE_RATE,
+        )
+
+    def sound(self, index: int) -> Clip:
+        """The window as it is read: a clip that is a whole file is read as such."""
+        return self.clip if self.window is None else self[index]
 
 
 @dataclass(frozen=True)
@@ -30,6 +129,32 @@ class WindowPlan:
 
     clips: list[Clip]
     failures: list[Failure]
+
+
+def plan_clip(clip: Clip, windowing: Windowing) -> ClipPlan:
+    """Cut one clip into windows, reading its file's header only.
+
+    Raises:
+        AudioError: If the file cannot be read, or ends before the clip starts.
+    """
+    of_file = probe_audio(clip.file).duration_s
+    duration_s = of_file - clip.start_s
+    if clip.duration_s is not None:
+        duration_s = min(duration_s, clip.duration_s)
+    if duration_s <= 0:
+        raise AudioError(
+            clip.file, f"it is {of_file:.3f} s long, and the part starts at {clip.start_s:.3f} s."
+        )
+    if windowing.window_s is None:
+        return ClipPlan(clip, duration_s, range(1), None)
+    num_samples = max(1, round(duration_s * SAMPLE_RATE))
+    window, hop = windowing.samples
+    if windowing.grid is None:
+        return ClipPlan(clip, duration_s, plan_windows(num_samples, window, hop), window)
+    step, overlap = windowing.grid.step, windowing.grid.window - windowing.grid.hop
+    num_steps = max(1, (num_samples - overlap) // step)  # a tail too short for a token gives none
+    starts = plan_windows(num_steps, (window - overlap) // step, hop // step)
+    return ClipPlan(clip, duration_s, range(0, starts.stop * step, hop), window)
 
 
 def plan_clips(
@@ -56,37 +181,16 @@ def plan_clips(
         AudioError: If a file cannot be read and ``on_error`` is ``"raise"``.
         ValueError: If the window or hop is not positive, or a hop has no window.
     """
-    if window_s is None and hop_s is not None:
-        raise ValueError("hop_s needs window_s: without windows, a file is one clip.")
-    if window_s is not None:
-        hop_s = window_s if hop_s is None else hop_s
-        if window_s <= 0 or hop_s <= 0:
-            raise ValueError(f"window_s and hop_s must be positive, not {window_s} and {hop_s}.")
-        if hop_s > window_s:
-            raise ValueError(
-                f"hop_s ({hop_s}) is longer than window_s ({window_s}): sound between the windows "
-                "would be lost."
-            )
+    windowing = Windowing(window_s, hop_s)
     clips: list[Clip] = []
     failures: list[Failure] = []
-    names = [os.fspath(file) for file in files]
-    headers = read_ahead(enumerate(names), lambda item: probe_audio(item[1]), num_threads, 64)
-    for (index, name), info in headers:
-        if isinstance(info, AudioError) and on_error == "skip":
-            failures.append(Failure(index, info.file, info.reason))
-        elif isinstance(info, Exception):
-            raise info
+    given: Iterable[tuple[int, Clip]] = enumerate(Clip(os.fspath(file)) for file in files)
+    plans = read_ahead(given, lambda item: plan_clip(item[1], windowing), num_threads, 64)
+    for (index, _), plan in plans:
+        if isinstance(plan, AudioError) and on_error == "skip":
+            failures.append(Failure(index, plan.file, plan.reason))
+        elif isinstance(plan, Exception):
+            raise plan
         else:
-            clips += _windows(name, info, window_s, hop_s)
+            clips += [plan[number] for number in range(len(plan))]
     return WindowPlan(clips, failures)
-
-
-def _windows(name: str, info: AudioInfo, window_s: float | None, hop_s: float | None) -> list[Clip]:
-    if window_s is None or hop_s is None:
-        return [Clip(name, 0.0, info.duration_s)]
-    num_samples = max(1, round(info.duration_s * SAMPLE_RATE))
-    window, hop = round(window_s * SAMPLE_RATE), round(hop_s * SAMPLE_RATE)
-    return [
-        Clip(name, start / SAMPLE_RATE, (end - start) / SAMPLE_RATE)
-        for start, end in plan_windows(num_samples, window, hop)
-    ]

@@ -1,0 +1,63 @@
+"""Where the rows of a run go: a folder that is a store, or one Parquet file that is whole at the end.
+
+run -> [store in a folder -> merged where one file was asked for] -> output
+"""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from beats_trainer.embeddings.parquet import Dtype
+from beats_trainer.embeddings.store import open_store
+from beats_trainer.embeddings.store_writer import StoreWriter
+
+__all__ = ["stored_at"]
+
+
+@contextlib.contextmanager
+def stored_at(
+    output: str | os.PathLike[str],
+    columns: Mapping[str, int],
+    recipe: Mapping[str, Any],
+    dtype: Dtype = "float32",
+    *,
+    overwrite: bool = False,
+) -> Iterator[StoreWriter]:
+    """Open the writer of an output, and bring the output into its form when all went well.
+
+    Args:
+        output: A folder; or a file ending in ``.parquet``, for which the store lies in a folder
+            ``OUTPUT.parts`` until it is complete, also over a kill.
+        columns: As for `StoreWriter`; the other arguments too.
+
+    Yields:
+        The writer.
+
+    Raises:
+        IsADirectoryError: If ``output`` ends in ``.parquet`` and is a folder that holds no store.
+        StoreError: As `StoreWriter`.
+        OSError: If it cannot be written.
+    """
+    output = Path(output)
+    is_one_file = output.suffix.lower() == ".parquet"
+    if not is_one_file:
+        if output.is_file():
+            raise NotADirectoryError(
+                f"{output} is a file. A store is a folder: name another, or a file ending in .parquet."
+            )
+        with StoreWriter(output, columns, recipe, dtype, overwrite) as writer:
+            yield writer
+        return
+    if output.is_dir():
+        raise IsADirectoryError(
+            f"{output} is a folder, and an output ending in .parquet is one file. Name another."
+        )
+    folder = output.with_name(output.name + ".parts")
+    with StoreWriter(folder, columns, recipe, dtype, overwrite) as writer:
+        yield writer
+        open_store(folder).merge_to(output)
+        shutil.copyfile(folder / "errors.csv", output.with_name("errors.csv"))
+    shutil.rmtree(folder)

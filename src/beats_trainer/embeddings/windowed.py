@@ -1,0 +1,142 @@
+"""Clips cut into windows on the way through the engine: one outcome per window, in order.
+
+clips -> [header -> windows] -> engine -> (window, values or why there are none)
+"""
+
+import contextlib
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from beats_trainer.embeddings.encode import encode_stream
+from beats_trainer.embeddings.encoder import Encoder
+from beats_trainer.embeddings.journal import FileState
+from beats_trainer.embeddings.pieces import Work
+from beats_trainer.embeddings.windows import ClipPlan, Windowing, plan_clip
+from beats_trainer.errors import AudioError
+from beats_trainer.loading import Clip, read_ahead
+
+__all__ = ["Window", "encode_windows"]
+
+_CLIPS_AHEAD = 64
+"""Clips that are planned before their windows are wanted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """One window of a run; or a clip of which not even the length can be read.
+
+    Attributes:
+        clip: The clip that it is cut from, as given.
+        state: What the clip's file was when its windows were planned.
+        duration_s: The clip's seconds; ``None`` if unknown.
+        index: Its place among the clip's windows.
+        is_last: Whether the clip ends with it.
+        start_time: Seconds from the file's start; ``None`` if the length is unknown.
+        end_time: Seconds from the file's start.
+        group: Windows of one group are batched together.
+    """
+
+    clip: Clip
+    state: FileState | None
+    duration_s: float | None
+    index: int
+    is_last: bool
+    start_time: float | None
+    end_time: float | None
+    group: int
+
+
+def encode_windows(
+    encoder: Encoder,
+    clips: Iterable[tuple[Clip, int]],
+    windowing: Windowing,
+    *,
+    windows_per_group: int = 4096,
+    batch_size: int = 16,
+    num_threads: int | None = None,
+) -> Generator[tuple[Window, NDArray[np.float32] | AudioError]]:
+    """Encode the windows of clips, in bounded memory.
+
+    Args:
+        encoder: The network and what is kept of its tokens.
+        clips: Each with the first of its windows that is wanted.
+        windowing: How they are cut; with a grid if the encoder gives a row per time step.
+        windows_per_group: Windows that are batched among themselves, see `encode_stream`.
+        batch_size: Most windows in a batch.
+        num_threads: Threads that decode ahead; ``None`` chooses by the machine.
+
+    Yields:
+        Each window, in order, with its values or with why it could not be read.
+    """
+    assert encoder.per_step == (windowing.grid is not None)
+    upcoming: deque[tuple[Window, Clip | AudioError]] = deque()
+    planned = _plan(clips, windowing, windows_per_group, num_threads or 4)
+    with contextlib.closing(planned):
+        stream = encode_stream(encoder, _readable(planned, upcoming), batch_size, num_threads)
+        with contextlib.closing(stream):
+            for _, values in stream:
+                yield from _unreadable(upcoming)
+                yield upcoming.popleft()[0], values
+        yield from _unreadable(upcoming)
+
+
+def _plan(
+    clips: Iterable[tuple[Clip, int]], windowing: Windowing, per_group: int, num_threads: int
+) -> Generator[tuple[Window, Clip | AudioError]]:
+    """Give the windows of all clips in order, each with what is to be read, or why it cannot be."""
+
+    def plan(item: tuple[Clip, int]) -> tuple[FileState | None, ClipPlan | AudioError]:
+        state = FileState.of(item[0].file)  # before its length: what comes later is a change
+        try:
+            return state, plan_clip(item[0], windowing)
+        except AudioError as error:
+            return state, error
+
+    count = 0
+    plans = read_ahead(clips, plan, num_threads, _CLIPS_AHEAD)
+    with contextlib.closing(plans):
+        for (clip, first), outcome in plans:
+            if isinstance(outcome, Exception):
+                raise outcome
+            state, found = outcome
+            if isinstance(found, AudioError):
+                group = count // per_group
+                yield Window(clip, state, None, 0, True, None, None, group), found
+                count += 1
+                continue
+            for index in range(first, len(found)):
+                part = found[index]
+                assert part.duration_s is not None
+                end_time = part.start_s + part.duration_s
+                is_last = index == len(found) - 1
+                window = Window(
+                    *(clip, state, found.duration_s, index, is_last, part.start_s, end_time),
+                    count // per_group,
+                )
+                yield window, found.sound(index)
+                count += 1
+
+
+def _readable(
+    planned: Iterable[tuple[Window, Clip | AudioError]],
+    upcoming: deque[tuple[Window, Clip | AudioError]],
+) -> Iterator[Work]:
+    """What the engine is to encode; every window, encoded or not, is put into ``upcoming``."""
+    for window, sound in planned:
+        upcoming.append((window, sound))
+        if not isinstance(sound, AudioError):
+            yield Work(sound, window.group)
+
+
+def _unreadable(
+    upcoming: deque[tuple[Window, Clip | AudioError]],
+) -> Iterator[tuple[Window, AudioError]]:
+    """The windows before the next readable one."""
+    while upcoming and isinstance(upcoming[0][1], AudioError):
+        window, error = upcoming.popleft()
+        assert isinstance(error, AudioError)
+        yield window, error
