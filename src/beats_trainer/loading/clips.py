@@ -8,7 +8,7 @@ from dataclasses import dataclass
 __all__ = ["Clip", "plan_windows"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Clip:
     """What is read as one waveform.
 
