@@ -11,6 +11,10 @@ BEATsTrainerError
 |   |-- UnknownCheckpointError (ValueError)       no checkpoint has this name; has .name and .known
 |   |-- CheckpointNotFoundError (FileNotFoundError)   known, but neither on disk nor downloadable now
 |   `-- InvalidCheckpointError (ValueError)       the file is damaged, not a checkpoint, or does not fit
+|-- StoreError (ValueError)                   a store of embeddings or scores cannot be used as it is
+|   |-- StoreNotFoundError (FileNotFoundError)    there is no store
+|   |-- StoreMismatchError                        it was made by another recipe; has .differences
+|   `-- StoreInUseError                           another run writes to it; has .holder
 `-- DownloadError (OSError)                   a transfer failed, or its content is not what was published
 ```
 
@@ -21,7 +25,7 @@ or ``TypeError``, as everywhere in Python.
 
 import difflib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 __all__ = [
     "AudioError",
@@ -34,6 +38,10 @@ __all__ = [
     "DatasetNotFoundError",
     "DownloadError",
     "InvalidCheckpointError",
+    "StoreError",
+    "StoreInUseError",
+    "StoreMismatchError",
+    "StoreNotFoundError",
     "UnknownCheckpointError",
 ]
 
@@ -115,6 +123,63 @@ class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
 
 class InvalidCheckpointError(CheckpointError, ValueError):
     """A file is damaged, is not a checkpoint, or does not fit the network it is meant for."""
+
+
+class StoreError(BEATsTrainerError, ValueError):
+    """A store of embeddings or scores is damaged, is none, or does not fit what is asked of it."""
+
+
+class StoreNotFoundError(StoreError, FileNotFoundError):
+    """There is no store at this path."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])  # the message alone, where an OSError would look for a number
+
+
+class StoreMismatchError(StoreError):
+    """A store holds what was made by another recipe than the one to go on with.
+
+    Attributes:
+        path: The store.
+        differences: Setting, its value in the store and the one asked for now; values as JSON.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], differences: Sequence[tuple[str, str, str]]
+    ) -> None:
+        self.path = os.fspath(path)
+        self.differences = list(differences)
+        changes = "\n".join(f"  {name}: {old} -> {new}" for name, old, new in self.differences)
+        super().__init__(
+            f"{self.path} holds rows of another recipe (in the store -> now):\n{changes}\n"
+            "Use the settings that it was made with, choose another output, or replace it with "
+            "overwrite=True (--overwrite)."
+        )
+
+    def __reduce__(
+        self,
+    ) -> tuple[type["StoreMismatchError"], tuple[str, list[tuple[str, str, str]]]]:
+        return type(self), (self.path, self.differences)
+
+
+class StoreInUseError(StoreError):
+    """Another run writes to the store.
+
+    Attributes:
+        path: The store.
+        holder: Who it is, as far as known: process id, host, and since when.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], holder: str) -> None:
+        self.path = os.fspath(path)
+        self.holder = holder
+        super().__init__(
+            f"{self.path} is being written to by another run: {holder}. Wait until it has ended, or choose "
+            "another output."
+        )
+
+    def __reduce__(self) -> tuple[type["StoreInUseError"], tuple[str, str]]:
+        return type(self), (self.path, self.holder)
 
 
 class DownloadError(BEATsTrainerError, OSError):

@@ -6,7 +6,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from beats_trainer.embeddings.parquet import rows_table
 from beats_trainer.embeddings.table import EmbeddingTable, read_embeddings
+from beats_trainer.errors import StoreError
 
 
 def table_of(num_rows):
@@ -50,11 +52,10 @@ def test_a_failed_write_leaves_the_old_file_and_no_debris(tmp_path, monkeypatch)
     path = table_of(2).to_parquet(tmp_path / "out.parquet")
     before = path.read_bytes()
 
-    def fail(table, where):
-        where.write_bytes(b"half")
+    def fail(writer, table, **_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(pq, "write_table", fail)
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", fail)
 
     with pytest.raises(OSError, match="disk full"):
         table_of(3).to_parquet(path)
@@ -70,5 +71,19 @@ def test_rows_that_do_not_fit_together_are_refused():
 def test_another_parquet_file_is_no_table_of_embeddings(tmp_path):
     pd.DataFrame({"file": ["a"]}).to_parquet(tmp_path / "other.parquet")
 
-    with pytest.raises(ValueError, match="no column embedding"):
+    with pytest.raises(ValueError, match="nor embedding"):
         read_embeddings(tmp_path / "other.parquet")
+
+
+def test_a_table_of_scores_is_no_table_of_embeddings(tmp_path):
+    rows = rows_table(["a"], [0.0], [1.0], {"scores": np.zeros((1, 3), np.float32)})
+    pq.write_table(rows, tmp_path / "scores.parquet")
+
+    with pytest.raises(StoreError, match=r"no column embedding, but scores.*open_store"):
+        read_embeddings(tmp_path / "scores.parquet")
+
+
+def test_names_that_are_no_text_are_stored_printable(tmp_path):
+    table = EmbeddingTable(["caf\udce9.wav"], np.zeros(1), np.ones(1), np.zeros((1, 4), np.float32))
+
+    assert read_embeddings(table.to_parquet(tmp_path / "out.parquet")).file == ["caf\\xe9.wav"]

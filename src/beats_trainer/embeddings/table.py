@@ -13,19 +13,59 @@ import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from beats_trainer.embeddings.encode import Failure
+from beats_trainer.embeddings.parquet import (
+    FAILURES_KEY,
+    RECIPE_KEY,
+    Vectors,
+    opened_parquet,
+    printable_name,
+    read_footer,
+    rows_schema,
+    rows_table,
+    vectors_of,
+    write_parquet,
+)
+from beats_trainer.errors import StoreError
 
-__all__ = ["EmbeddingTable", "read_embeddings"]
+if TYPE_CHECKING:  # the engine knows torch, which a table need not
+    from beats_trainer.embeddings.encode import Failure
 
-_METADATA_KEY = b"beats_trainer"
+__all__ = ["EmbeddingTable", "StoredRows", "read_embeddings"]
+
+
+@dataclass(frozen=True)
+class StoredRows:
+    """Some rows of a store, in memory.
+
+    Attributes:
+        file: File of each row.
+        start_time: Seconds from the file's start, per row.
+        end_time: Seconds from the file's start, per row.
+        values: Each column's vectors, ``(N, D)``, as stored.
+
+    Example:
+        >>> rows = StoredRows(["a.wav"], np.zeros(1), np.ones(1), {"scores": np.zeros((1, 3))})
+        >>> len(rows), rows.values["scores"].shape
+        (1, (1, 3))
+    """
+
+    file: list[str]
+    start_time: NDArray[np.float64]
+    end_time: NDArray[np.float64]
+    values: dict[str, Vectors]
+
+    def __len__(self) -> int:
+        return len(self.file)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row per stored row; the columns of vectors hold arrays ``(D,)``."""
+        return _frame(self.file, self.start_time, self.end_time, self.values)
 
 
 @dataclass(frozen=True)
@@ -51,7 +91,7 @@ class EmbeddingTable:
     end_time: NDArray[np.float64]
     embeddings: NDArray[np.float32]
     recipe: dict[str, Any] = field(default_factory=dict)
-    failures: list[Failure] = field(default_factory=list)
+    failures: list["Failure"] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         rows = {len(self.file), len(self.start_time), len(self.end_time), len(self.embeddings)}
@@ -66,14 +106,7 @@ class EmbeddingTable:
 
     def to_pandas(self) -> pd.DataFrame:
         """One row per embedding; the column ``embedding`` holds arrays ``(D,)``."""
-        return pd.DataFrame(
-            {
-                "file": self.file,
-                "start_time": self.start_time,
-                "end_time": self.end_time,
-                "embedding": list(self.embeddings),
-            }
-        )
+        return _frame(self.file, self.start_time, self.end_time, {"embedding": self.embeddings})
 
     def to_parquet(self, path: str | os.PathLike[str]) -> Path:
         """Write one Parquet file, whole or not at all.
@@ -85,47 +118,53 @@ class EmbeddingTable:
             The path.
         """
         path = Path(path)
-        width = self.embeddings.shape[1]
-        flat = pa.array(np.ascontiguousarray(self.embeddings).reshape(-1), pa.float32())
-        table = pa.table(
-            {
-                "file": pa.array(self.file, pa.string()),
-                "start_time": pa.array(self.start_time, pa.float64()),
-                "end_time": pa.array(self.end_time, pa.float64()),
-                "embedding": pa.FixedSizeListArray.from_arrays(flat, width),
-            }
-        ).replace_schema_metadata({_METADATA_KEY: json.dumps(self.recipe)})
+        values: dict[str, Vectors] = {"embedding": np.asarray(self.embeddings, np.float32)}
+        rows = rows_table(self.file, self.start_time, self.end_time, values)
+        failures = [[printable_name(f.file), None, None, f.reason] for f in self.failures]
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            pq.write_table(table, partial)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        schema = rows_schema({"embedding": self.embeddings.shape[1]}, "float32")
+        metadata = {RECIPE_KEY: json.dumps(self.recipe), FAILURES_KEY: json.dumps(failures)}
+        write_parquet(path, [rows], schema, metadata)
         return path
 
 
 def read_embeddings(path: str | os.PathLike[str]) -> EmbeddingTable:
-    """Read what ``EmbeddingTable.to_parquet`` wrote.
+    """Read what ``EmbeddingTable.to_parquet`` wrote, whole into memory.
+
+    For a store of any size, or one with several columns, there is ``open_store``.
+
+    Args:
+        path: The Parquet file.
+
+    Returns:
+        The table, without the failures.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is not a table of embeddings.
+        StoreError: If the file is not a table of embeddings.
     """
-    table = pq.read_table(path)
-    missing = {"file", "start_time", "end_time", "embedding"} - set(table.column_names)
-    if missing:
-        raise ValueError(
-            f"{path} is not a table of embeddings: it has no column {', '.join(sorted(missing))}."
+    footer = read_footer(Path(path))
+    if "embedding" not in footer.columns:
+        raise StoreError(
+            f"{path} is not a table of embeddings: it has no column embedding, but "
+            f"{', '.join(footer.columns)}. Read it with open_store."
         )
-    vectors = table["embedding"].combine_chunks()
-    width = vectors.type.list_size
-    embeddings = vectors.flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
-    metadata = table.schema.metadata or {}
+    with opened_parquet(footer.path) as file:
+        table = file.read(columns=["file", "start_time", "end_time", "embedding"])
     return EmbeddingTable(
         table["file"].to_pylist(),
         table["start_time"].to_numpy(),
         table["end_time"].to_numpy(),
-        np.asarray(embeddings, np.float32),
-        json.loads(metadata.get(_METADATA_KEY, b"{}")),
+        np.asarray(vectors_of(table["embedding"].combine_chunks()), np.float32),
+        footer.recipe,
     )
+
+
+def _frame(
+    file: list[str],
+    start_time: NDArray[np.float64],
+    end_time: NDArray[np.float64],
+    values: dict[str, Vectors],
+) -> pd.DataFrame:
+    place = {"file": file, "start_time": start_time, "end_time": end_time}
+    return pd.DataFrame({**place, **{name: list(rows) for name, rows in values.items()}})
