@@ -275,6 +275,10 @@ class Journal:
         else:
             self._failures.pop(key, None)
 
+    def failures_of(self, key: ClipKey) -> tuple[WindowFailure, ...]:
+        """What failed of one clip, in its newest attempt."""
+        return self._failures.get(key, ())
+
     def failures(self) -> pd.DataFrame:
         """List what failed.
 

@@ -39,6 +39,7 @@ __all__ = [
     "rows_table",
     "sync_folder",
     "vectors_of",
+    "without_notes",
     "write_parquet",
 ]
 
@@ -86,6 +87,16 @@ class Footer:
         """How the vectors were made."""
         recipe: dict[str, Any] = json.loads(self.metadata.get(RECIPE_KEY, b"{}"))
         return recipe
+
+
+def without_notes(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a recipe changes the vectors: not its ``"notes"``, such as the model's name or the device.
+
+    Example:
+        >>> without_notes({"pooling": "mean", "notes": {"device": "cpu"}})
+        {'pooling': 'mean'}
+    """
+    return {name: value for name, value in recipe.items() if name != "notes"}
 
 
 def printable_name(name: str) -> str:

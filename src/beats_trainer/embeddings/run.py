@@ -222,9 +222,7 @@ class _Shards:
         self.start_time += starts.tolist()
         self.end_time += (starts + step_s).tolist()
 
-    def _cover(
-        self, window: Window, num_rows: int, failures: tuple[WindowFailure, ...]
-    ) -> None:
+    def _cover(self, window: Window, num_rows: int, failures: tuple[WindowFailure, ...]) -> None:
         """Note what of the clip the shard accounts for; windows of one clip are one entry."""
         # Of a clip whose length is unknown nothing was planned, and there is no window.
         stop = window.index if window.start_time is None else window.index + 1

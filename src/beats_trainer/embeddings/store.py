@@ -37,6 +37,7 @@ from beats_trainer.embeddings.parquet import (
     read_footer,
     rows_schema,
     vectors_of,
+    without_notes,
     write_parquet,
 )
 from beats_trainer.embeddings.shards import (
@@ -125,7 +126,10 @@ def _read_footers(store: Path) -> list[Footer]:
 
 
 def _is_alike(one: Footer, other: Footer) -> bool:
-    return (one.columns, one.dtype, one.recipe) == (other.columns, other.dtype, other.recipe)
+    return (one.columns, one.dtype, without_notes(one.recipe)) == (
+        *(other.columns, other.dtype),
+        without_notes(other.recipe),
+    )
 
 
 class EmbeddingStore:

@@ -46,6 +46,7 @@ from beats_trainer.embeddings.parquet import (
     rows_schema,
     rows_table,
     sync_folder,
+    without_notes,
     write_parquet,
 )
 from beats_trainer.embeddings.shards import (
@@ -79,7 +80,8 @@ class StoreWriter:
     Args:
         folder: The store; made if it is not there. One that holds something else is refused.
         columns: Width of each column of vectors, such as ``{"embedding": 768}``.
-        recipe: How the vectors are made, plain values; a store goes on with the same recipe only.
+        recipe: How the vectors are made, plain values; a store goes on with the same recipe only. What
+            stands under ``"notes"`` may differ.
         dtype: ``"float32"``, or ``"float16"`` for half the size.
         overwrite: Remove what the store holds, and begin anew.
 
@@ -151,6 +153,11 @@ class StoreWriter:
     def progress(self, clip: Clip) -> Progress | None:
         """How far a clip has come; ``None`` if the store does not know it."""
         return self._journal.progress.get(key_of(clip))
+
+    def is_in_doubt(self, clip: Clip) -> bool:
+        """Whether a clip failed as a whole although it has rows: its file changed while it was read."""
+        failures = self._journal.failures_of(key_of(clip))
+        return any(failure.start_time is None for failure in failures)
 
     def write_shard(
         self,
@@ -335,14 +342,15 @@ class StoreWriter:
         return healthy
 
     def _check_same(self, recipe: dict[str, Any], columns: dict[str, int], dtype: str) -> None:
-        if (recipe, columns, dtype) == (self.recipe, self.columns, self.dtype):
+        compared = [without_notes(made) for made in (recipe, self.recipe)]
+        if (compared[0], columns, dtype) == (compared[1], self.columns, self.dtype):
             return
         old, new = (
             {**_flat(recipe), **{f"width of {n}": json.dumps(w) for n, w in columns.items()}}
             | {"dtype": dtype}
             for recipe, columns, dtype in (
-                (recipe, columns, dtype),
-                (self.recipe, self.columns, self.dtype),
+                (compared[0], columns, dtype),
+                (compared[1], self.columns, self.dtype),
             )
         )
         missing = "(not there)"
