@@ -1,29 +1,43 @@
-"""`BEATsPredictor`: recordings in, class scores out, with a trained model.
+"""`BEATsPredictor`: recordings in, class scores or events out, with a trained model.
 
 files -> audio -> encoder -> pooling -> head -> [scores -> labels | thresholds -> detected]
+                                              -> [store of window scores -> events -> tables]
 
-Shapes in this file: N recordings, C classes.
+Shapes in this file: N clips or windows, C classes, D width of an embedding.
 """
 
+import contextlib
 import os
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from tqdm import tqdm
 
+from beats_trainer._version import __version__
 from beats_trainer.checkpoints import BEATsForAudioClassification
 from beats_trainer.datasets.labels import LABEL_SEPARATOR, nearest_name
-from beats_trainer.embeddings.encode import (
-    DEFAULT_WINDOW_S,
-    ClipInput,
-    Encoded,
-    encode_clips,
-    files_of,
-)
+from beats_trainer.detection.events import EventRules
+from beats_trainer.detection.outputs import Detections, check_outputs, write_outputs
+from beats_trainer.detection.stored import SCORES, find_stored_events
+from beats_trainer.embeddings import open_store
+from beats_trainer.embeddings.encode import DEFAULT_WINDOW_S, ClipInput, encode_clips
+from beats_trainer.embeddings.encoder import Encoder
+from beats_trainer.embeddings.parquet import Dtype, printable_name
+from beats_trainer.embeddings.run import DEFAULT_ROWS_PER_SHARD, run_to_store
+from beats_trainer.embeddings.store_writer import StoreWriter
+from beats_trainer.embeddings.windowed import Window, encode_windows
+from beats_trainer.embeddings.windows import Windowing
+from beats_trainer.errors import AudioError
+from beats_trainer.loading import find_clips
+from beats_trainer.loading.inputs import ClipInput as UserInput
 from beats_trainer.model.classifier import apply_activation
+from beats_trainer.model.fingerprint import hash_weights
 from beats_trainer.model.precision import resolve_device
 from beats_trainer.reports.scores import DEFAULT_THRESHOLD
 
@@ -34,7 +48,11 @@ PathLike: TypeAlias = str | os.PathLike[str]
 Thresholds: TypeAlias = float | Mapping[str, float]
 """Score from which on a class counts as heard: one for all classes, or by class name."""
 
-_OWN_COLUMNS = ("file", "label", "score", "detected", "error")
+_OWN_COLUMNS = ("file", "start_time", "end_time", "label", "score", "detected", "error")
+_DETECTION_WINDOW_S = 10.0
+"""Window of a model that does not say on what it was trained: what BEATs itself was trained on."""
+_PREDICTED_AT_ONCE = 4096
+"""Rows of a piece of a long table of predictions."""
 
 
 class BEATsPredictor:
@@ -115,8 +133,11 @@ class BEATsPredictor:
 
     def predict(
         self,
-        paths: PathLike | Sequence[PathLike],
+        inputs: UserInput | Iterable[UserInput],
         *,
+        window_s: float | None = None,
+        hop_s: float | None = None,
+        top_k: int | None = None,
         thresholds: Thresholds | None = None,
         on_error: Literal["raise", "skip"] = "raise",
         progress: bool | None = None,
@@ -124,7 +145,11 @@ class BEATsPredictor:
         """Find each recording's most likely class, what is detected in it, and the score of every class.
 
         Args:
-            paths: One file or several.
+            inputs: Files, folders, patterns, tables of clips, DataFrames: one of them or several, all that
+                ``beats_trainer.loading.find_clips`` takes.
+            window_s: Seconds of a window, to have a row for each; ``None`` gives a row for each clip.
+            hop_s: Seconds between the starts of two windows; ``None`` means no overlap.
+            top_k: Give the ``top_k`` best labels and their scores, and not every class its column.
             thresholds: Score from which on a class is detected: a number for all classes, or numbers by
                 class name, for which the others keep the model's. ``None`` takes the model's own, which
                 training fitted on validation clips, and 0.5 for a model without any.
@@ -133,8 +158,10 @@ class BEATsPredictor:
             progress: Show a progress bar; ``None`` shows one on a terminal.
 
         Returns:
-            One row per file, in the order given: ``file``; ``label``, of the highest score; ``score``;
-            ``detected``; then one column per class (`score_columns`).
+            One row per clip or window, in the order given: ``file``; ``start_time`` and ``end_time`` in
+            seconds, where there are windows or parts of files; ``label``, of the highest score; ``score``;
+            ``detected``; then one column per class (`score_columns`), or ``label_2``, ``score_2`` and so
+            on to ``top_k``.
 
             Of a model for any number of classes per clip, ``detected`` names every class whose score
             reaches its threshold, in the model's order with ``;`` between them; each score stands for
@@ -143,28 +170,306 @@ class BEATsPredictor:
 
         Raises:
             AudioError: If a file cannot be read and ``on_error`` is ``"raise"``.
-            ValueError: If a threshold is not from 0 to 1, or names a class that the model does not have.
+            ValueError: If a threshold is not from 0 to 1, or names a class that the model does not have, or
+                a window or ``top_k`` makes no sense.
+        """
+        parts = list(
+            self.predict_stream(
+                inputs,
+                window_s=window_s,
+                hop_s=hop_s,
+                top_k=top_k,
+                thresholds=thresholds,
+                on_error=on_error,
+                progress=progress,
+            )
+        )
+        return parts[0] if len(parts) == 1 else pd.concat(parts, ignore_index=True)
+
+    def predict_stream(
+        self,
+        inputs: UserInput | Iterable[UserInput],
+        *,
+        window_s: float | None = None,
+        hop_s: float | None = None,
+        top_k: int | None = None,
+        thresholds: Thresholds | None = None,
+        on_error: Literal["raise", "skip"] = "raise",
+        progress: bool | None = None,
+    ) -> Iterator[pd.DataFrame]:
+        """Do as `predict`, and give the table piece by piece, for more rows than memory holds.
+
+        Yields:
+            Consecutive rows of the table that `predict` returns, at least one piece.
         """
         limits = self._limits(thresholds)
-        files = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
-        encoded = self._encode(files, on_error, progress)
-        scores = np.full((len(files), len(self.labels)), np.nan, np.float32)
-        scores[encoded.kept] = self._score(encoded.embeddings)
-        table = pd.DataFrame({"file": files_of(files)})
-        best = scores[encoded.kept].argmax(axis=1)
-        label = np.full(len(files), None, dtype=object)
-        label[encoded.kept] = [self.labels[index] for index in best]
-        table["label"] = label
-        table["score"] = np.nan
-        table.loc[encoded.kept, "score"] = scores[encoded.kept, best]
-        detected = np.full(len(files), None, dtype=object)
-        detected[encoded.kept] = self._detected(scores[encoded.kept], limits)
-        table["detected"] = detected
-        table = pd.concat([table, pd.DataFrame(scores, columns=self.score_columns)], axis=1)
-        if on_error == "skip":
-            reasons = {failure.index: failure.reason for failure in encoded.failures}
-            table["error"] = [reasons.get(index) for index in range(len(files))]
-        return table
+        if on_error not in ("raise", "skip"):
+            raise ValueError(f"on_error must be 'raise' or 'skip', not {on_error!r}.")
+        if top_k is not None and not 1 <= top_k:
+            raise ValueError(f"top_k must be at least 1, not {top_k}.")
+        clips = [] if isinstance(inputs, list | tuple) and not inputs else find_clips(inputs)
+        has_times = window_s is not None or any(c.start_s or c.duration_s for c in clips)
+        return self._predict_pieces(
+            self._outcomes(clips, Windowing(window_s, hop_s), progress),
+            limits,
+            has_times,
+            top_k,
+            on_error,
+        )
+
+    def _outcomes(
+        self, clips: Sequence[Any], windowing: Windowing, progress: bool | None
+    ) -> Iterator[tuple[Window, NDArray[np.float32] | AudioError]]:
+        shown = None if progress is None else not progress
+        shown = True if progress is None and len(clips) == 1 else shown
+        outcomes = encode_windows(
+            self._encoder(),
+            ((clip, 0) for clip in clips),
+            windowing,
+            batch_size=self.batch_size,
+            num_threads=self.num_threads,
+        )
+        with (
+            contextlib.closing(outcomes),
+            tqdm(total=len(clips), desc="Predicting", unit="clip", disable=shown) as bar,
+        ):
+            for window, values in outcomes:
+                yield window, values
+                bar.update(window.is_last)
+
+    def _predict_pieces(
+        self,
+        outcomes: Iterator[tuple[Window, NDArray[np.float32] | AudioError]],
+        limits: NDArray[np.float64],
+        has_times: bool,
+        top_k: int | None,
+        on_error: str,
+    ) -> Iterator[pd.DataFrame]:
+        windows: list[Window] = []
+        embeddings: list[NDArray[np.float32]] = []
+        errors: dict[int, str] = {}
+
+        def table() -> pd.DataFrame:
+            kept = [index for index in range(len(windows)) if index not in errors]
+            scores = np.full((len(windows), len(self.labels)), np.nan, np.float32)
+            scores[kept] = self._score(embeddings)
+            piece = pd.DataFrame({"file": [window.clip.file for window in windows]})
+            if has_times:
+                piece["start_time"] = [window.start_time for window in windows]
+                piece["end_time"] = [window.end_time for window in windows]
+                piece = piece.astype({"start_time": float, "end_time": float})
+            piece = pd.concat([piece, self._label_columns(scores, kept, limits, top_k)], axis=1)
+            if on_error == "skip":
+                piece["error"] = [errors.get(index) for index in range(len(windows))]
+            return piece
+
+        is_first = True
+        for window, values in outcomes:
+            if isinstance(values, AudioError):
+                if on_error == "raise":
+                    raise values
+                errors[len(windows)] = values.reason
+            else:
+                embeddings.append(values)
+            windows.append(window)
+            if len(windows) == _PREDICTED_AT_ONCE:
+                yield table()
+                is_first = False
+                windows, embeddings, errors = [], [], {}
+        if windows or is_first:
+            yield table()
+
+    def _label_columns(
+        self,
+        scores: NDArray[np.float32],
+        kept: list[int],
+        limits: NDArray[np.float64],
+        top_k: int | None,
+    ) -> pd.DataFrame:
+        """The columns from ``label`` on; ``kept`` are the rows that have scores."""
+        best = (-scores[kept]).argsort(axis=1, kind="stable")[:, : top_k or 1]
+        columns: dict[str, Any] = {}
+        for rank in range(best.shape[1] if kept else min(top_k or 1, len(self.labels))):
+            label = np.full(len(scores), None, dtype=object)
+            score = np.full(len(scores), np.nan, np.float32)
+            if kept:
+                label[kept] = [self.labels[index] for index in best[:, rank]]
+                score[kept] = scores[kept, best[:, rank]]
+            suffix = f"_{rank + 1}" if rank else ""
+            columns |= {f"label{suffix}": label, f"score{suffix}": score}
+            if rank == 0:
+                detected = np.full(len(scores), None, dtype=object)
+                detected[kept] = self._detected(scores[kept], limits)
+                columns["detected"] = detected
+        table = pd.DataFrame(columns)
+        if top_k is not None:
+            return table
+        return pd.concat([table, pd.DataFrame(scores, columns=self.score_columns)], axis=1)
+
+    def detect(
+        self,
+        recordings: UserInput | Iterable[UserInput],
+        output: PathLike | None = None,
+        *,
+        window_s: float | None = None,
+        hop_s: float | None = None,
+        per_step: bool = False,
+        labels: Sequence[str] | None = None,
+        thresholds: Thresholds | None = None,
+        release: float = 1.0,
+        min_duration_s: float = 0.0,
+        merge_gap_s: float = 0.0,
+        top_n: int | None = None,
+        timezone: str | None = None,
+        convert_to: str | None = None,
+        formats: Sequence[str] = ("csv",),
+        num_clips: int = 0,
+        clips_by: Literal["top", "stratified"] = "top",
+        dtype: Dtype = "float32",
+        on_error: Literal["raise", "skip"] = "skip",
+        retry_failed: bool = False,
+        overwrite: bool = False,
+        rows_per_shard: int = DEFAULT_ROWS_PER_SHARD,
+        progress: bool | None = None,
+    ) -> Detections:
+        """Find when the classes are heard in recordings of any number and length, in bounded memory.
+
+        Recordings are scored in overlapping windows, and scores are averaged where windows overlap. What
+        reaches a class's threshold is an event. The scores stay in ``output/scores``: killed at any moment
+        and called again in the same way, the run goes on; called with other thresholds or formats, it takes
+        seconds, since the network does not run again.
+
+        Args:
+            recordings: Files, folders, patterns, tables, DataFrames: all that
+                ``beats_trainer.loading.find_clips`` takes.
+            output: Folder for scores and tables; ``None`` keeps nothing but what is returned.
+            window_s: Seconds of a window; ``None`` takes what the model was trained on, else 10.
+            hop_s: Seconds between the starts of two windows; ``None`` means half a window, and per time step
+                a whole one.
+            per_step: Score each time step of 160 ms, from its eight frequency patches, for onsets. A model
+                that was trained on whole clips has not learned to do this; look at what it gives.
+            labels: Classes to look for; ``None`` for all.
+            thresholds: As for `predict`.
+            release: Part of the threshold that the score may fall to while an event lasts (hysteresis).
+            min_duration_s: Events that are shorter, after merging, are dropped.
+            merge_gap_s: Events of a class with no more than this between them are one.
+            top_n: Of all classes, only the best ``top_n`` can be heard at a time.
+            timezone: Zone of the recorders' clocks, such as ``"UTC"``; dates and times are read from names
+                such as ``20240510_043000.WAV``.
+            convert_to: Zone to tell dates and times in, such as ``"Europe/Berlin"``.
+            formats: ``csv``, ``parquet``, ``raven`` (a table per recording), ``raven-combined``, ``audacity``,
+                ``birdnet``, ``kaleidoscope``, ``frames``.
+            num_clips: Events of each class that are written as WAV into ``output/clips``, for review.
+            clips_by: ``"top"``, or ``"stratified"`` over the range of scores.
+            dtype: How scores are stored: ``"float32"``, or ``"float16"`` for half the size.
+            on_error: ``"skip"`` what cannot be read and list it in ``errors.csv``, or ``"raise"``.
+            retry_failed: Do files anew of which a part could not be read.
+            overwrite: Begin anew, where the output holds scores already.
+            rows_per_shard: Rows that are written at a time.
+            progress: Show a progress bar; ``None`` shows one on a terminal.
+
+        Returns:
+            Events, a summary by class, date and hour, and what could not be read.
+
+        Raises:
+            StoreMismatchError: If the output holds scores that were made in another way.
+            StoreInUseError: If another run writes to the output.
+            AudioError: If a file cannot be read and ``on_error`` is ``"raise"``, or an input has no audio.
+            ValueError: If a setting is out of range, found before anything is read.
+            OSError: If the output cannot be written.
+
+        Example:
+            >>> found = BEATsPredictor("my_model").detect("recordings/", "found")  # doctest: +SKIP
+            >>> found.events  # doctest: +SKIP
+                        file  start_time  end_time label  score
+            0  night/one.wav        12.5      17.5  wren   0.93
+        """
+        rules = EventRules(
+            self._event_thresholds(thresholds, labels),
+            release,
+            min_duration_s,
+            merge_gap_s,
+            top_n,
+        )
+        check_outputs(formats, timezone, convert_to, num_clips)
+        if output is None and num_clips:
+            raise ValueError("Clips for review need an output folder.")
+        with contextlib.ExitStack() as stack:
+            folder = Path(
+                stack.enter_context(tempfile.TemporaryDirectory()) if output is None else output
+            )
+            clips = self._score_to(
+                recordings,
+                folder / SCORES,
+                window_s=window_s,
+                hop_s=hop_s,
+                per_step=per_step,
+                dtype=dtype,
+                on_error=on_error,
+                retry_failed=retry_failed,
+                overwrite=overwrite,
+                rows_per_shard=rows_per_shard,
+                progress=progress,
+            )
+            store = open_store(folder / SCORES)
+            return write_outputs(
+                find_stored_events(store, self.labels, rules),
+                folder,
+                durations=store.durations,
+                failures=store.failures,
+                formats=formats,
+                timezone=timezone,
+                convert_to=convert_to,
+                num_clips=num_clips,
+                clips_by=clips_by,
+                paths={printable_name(clip.file): clip.file for clip in clips},
+            )
+
+    def _score_to(
+        self,
+        recordings: UserInput | Iterable[UserInput],
+        folder: Path,
+        *,
+        window_s: float | None,
+        hop_s: float | None,
+        per_step: bool,
+        dtype: Dtype,
+        overwrite: bool,
+        **options: Any,
+    ) -> list[Any]:
+        """Bring a store of window scores up to date; returns the clips that were asked for."""
+        encoder = self._encoder(per_step)
+        window_s = window_s or self.model.window_s or _DETECTION_WINDOW_S
+        if hop_s is None:
+            hop_s = window_s if per_step else window_s / 2
+        windowing = Windowing(window_s, hop_s, encoder.grid if per_step else None)
+        recipe = {
+            "kind": SCORES,
+            "weights_sha256": hash_weights(self.model),
+            "labels": self.labels,
+            "activation": self.model.activation,
+            "per_step": per_step,
+            "window_s": window_s,
+            "hop_s": hop_s,
+            "attention_window_s": self.window_s,
+            "precision": encoder.precision,
+            "notes": {"device": str(self.device), "beats_trainer_version": __version__},
+        }
+        clips = find_clips(recordings)
+        columns = {SCORES: len(self.labels)}
+        with StoreWriter(folder, columns, recipe, dtype, overwrite) as writer:
+            run_to_store(
+                encoder,
+                clips,
+                writer,
+                windowing,
+                lambda values: {SCORES: self._score_rows(values)},
+                batch_size=self.batch_size,
+                num_threads=self.num_threads,
+                description="Detecting",
+                **options,
+            )
+        return clips
 
     def predict_proba(
         self, inputs: Sequence[ClipInput], *, progress: bool | None = None
@@ -174,7 +479,28 @@ class BEATsPredictor:
         Returns:
             Shape ``(N, C)``, float32, rows in the order given, columns in the order of ``labels``.
         """
-        return self._score(self._encode(inputs, "raise", progress).embeddings)
+        encoded = encode_clips(
+            self.model.beats,
+            inputs,
+            pooling=self.model.clip_pooling,
+            batch_size=self.batch_size,
+            precision=self.precision,
+            window_s=self.window_s,
+            num_threads=self.num_threads,
+            progress=progress,
+            description="Predicting",
+        )
+        return self._score(encoded.embeddings)
+
+    def _event_thresholds(
+        self, given: Thresholds | None, labels: Sequence[str] | None
+    ) -> NDArray[np.float64]:
+        limits = self._limits(given)
+        if labels is None:
+            return limits
+        wanted = [labels] if isinstance(labels, str) else list(labels)
+        self._limits(dict.fromkeys(wanted, 0.5))  # refuses a class that the model does not have
+        return np.where([label in wanted for label in self.labels], limits, np.inf)
 
     def _limits(self, given: Thresholds | None) -> NDArray[np.float64]:
         """The threshold of each class, shape ``(C,)``."""
@@ -208,30 +534,24 @@ class BEATsPredictor:
             for row in is_heard
         ]
 
-    def _encode(
-        self,
-        inputs: Sequence[ClipInput],
-        on_error: Literal["raise", "skip"],
-        progress: bool | None,
-    ) -> Encoded:
-        return encode_clips(
+    def _encoder(self, per_step: bool = False) -> Encoder:
+        return Encoder(
             self.model.beats,
-            inputs,
-            pooling=self.model.clip_pooling,
-            batch_size=self.batch_size,
+            self.model.clip_pooling,
+            per_step=per_step,
             precision=self.precision,
             window_s=self.window_s,
-            num_threads=self.num_threads,
-            on_error=on_error,
-            progress=progress,
-            description="Predicting",
         )
 
     def _score(self, embeddings: list[NDArray[np.float32]]) -> NDArray[np.float32]:
         if not embeddings:
             return np.zeros((0, len(self.labels)), np.float32)
+        return self._score_rows(np.stack(embeddings))
+
+    def _score_rows(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Scores ``(N, C)`` of embeddings ``(N, D)``."""
         with torch.inference_mode():
-            logits = self.model.head(torch.from_numpy(np.stack(embeddings)).to(self.device))
+            logits = self.model.head(torch.from_numpy(embeddings).to(self.device))
             probabilities = apply_activation(logits, self.model.activation)
         scores: NDArray[np.float32] = probabilities.cpu().numpy()
         return scores

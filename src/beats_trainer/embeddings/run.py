@@ -201,13 +201,14 @@ class _Shards:
             failures.append(WindowFailure(window.start_time, window.end_time, outcome.reason))
         else:
             self._add_rows(window, outcome)
-        if window.is_last and window.start_time is not None:
-            if FileState.of(window.clip.file) != window.state:
-                failures.append(WindowFailure(None, None, _CHANGED))
+        was_planned = window.start_time is not None
+        if window.is_last and was_planned and FileState.of(window.clip.file) != window.state:
+            failures.append(WindowFailure(None, None, _CHANGED))
         self._cover(window, len(self.file) - before, tuple(failures))
 
     def _add_rows(self, window: Window, values: NDArray[np.float32]) -> None:
-        assert window.start_time is not None and window.end_time is not None
+        assert window.start_time is not None
+        assert window.end_time is not None
         if not self.encoder.per_step:
             self.values.append(values[None])
             self.file.append(window.clip.file)
