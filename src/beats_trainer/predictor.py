@@ -24,13 +24,14 @@ from beats_trainer.checkpoints import BEATsForAudioClassification
 from beats_trainer.datasets.labels import LABEL_SEPARATOR, nearest_name
 from beats_trainer.detection.events import EventRules
 from beats_trainer.detection.outputs import Detections, check_outputs, write_outputs
-from beats_trainer.detection.stored import SCORES, find_stored_events
-from beats_trainer.embeddings import open_store
+from beats_trainer.detection.recordings import ScoredWindows, find_events_of_recordings
+from beats_trainer.embeddings import EmbeddingStore, open_store
 from beats_trainer.embeddings.encode import DEFAULT_WINDOW_S, ClipInput, encode_clips
 from beats_trainer.embeddings.encoder import Encoder
 from beats_trainer.embeddings.parquet import Dtype, printable_name
 from beats_trainer.embeddings.run import DEFAULT_ROWS_PER_SHARD, run_to_store
 from beats_trainer.embeddings.store_writer import StoreWriter
+from beats_trainer.embeddings.table import StoredRows
 from beats_trainer.embeddings.windowed import Window, encode_windows
 from beats_trainer.embeddings.windows import Windowing
 from beats_trainer.errors import AudioError
@@ -49,6 +50,10 @@ Thresholds: TypeAlias = float | Mapping[str, float]
 """Score from which on a class counts as heard: one for all classes, or by class name."""
 
 _OWN_COLUMNS = ("file", "start_time", "end_time", "label", "score", "detected", "error")
+SCORES = "scores"
+"""Column of a store that holds one score per class, and the store's folder."""
+_PIECE_BYTES = 16_000_000
+"""Scores that are read at once to find events in them."""
 _DETECTION_WINDOW_S = 10.0
 """Window of a model that does not say on what it was trained: what BEATs itself was trained on."""
 _PREDICTED_AT_ONCE = 4096
@@ -413,7 +418,7 @@ class BEATsPredictor:
             )
             store = open_store(folder / SCORES)
             return write_outputs(
-                find_stored_events(store, self.labels, rules),
+                _find_stored_events(store, self.labels, rules),
                 folder,
                 durations=store.durations,
                 failures=store.failures,
@@ -555,3 +560,19 @@ class BEATsPredictor:
             probabilities = apply_activation(logits, self.model.activation)
         scores: NDArray[np.float32] = probabilities.cpu().numpy()
         return scores
+
+
+def _find_stored_events(
+    store: EmbeddingStore, labels: Sequence[str], rules: EventRules
+) -> pd.DataFrame:
+    def scored(rows: StoredRows) -> ScoredWindows:
+        return rows.start_time, rows.end_time, rows.values[SCORES]
+
+    max_rows = max(1, _PIECE_BYTES // (4 * len(labels)))
+    pieces = store.batches_by_file(max_rows, [SCORES])
+    return find_events_of_recordings(
+        ((name, scored(rows)) for name, rows in pieces),
+        lambda name: scored(store.read(name)),
+        labels,
+        rules,
+    )

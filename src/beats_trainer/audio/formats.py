@@ -9,17 +9,9 @@ import os
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import BinaryIO
 
-__all__ = [
-    "AUDIO_EXTENSIONS",
-    "find_last_ogg_page",
-    "find_truncation",
-    "is_chained_ogg",
-    "is_mpeg_stream",
-    "read_mp3_header",
-]
+__all__ = ["AUDIO_EXTENSIONS", "FileFacts", "read_file_facts", "read_mp3_header"]
 
 AUDIO_EXTENSIONS: tuple[str, ...] = (
     *(".wav", ".mp3", ".flac", ".m4a", ".ogg"),
@@ -37,27 +29,57 @@ _ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 _ASF_FILE_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 
 
-def find_truncation(file: Path) -> str | None:
-    """Tell what is missing of a file; ``None`` if nothing is, or its format promises no size.
+@dataclass(frozen=True)
+class FileFacts:
+    """What the bytes of a file tell before any decoder sees it.
+
+    Attributes:
+        missing: A sentence that says what is missing at the end; ``None`` if nothing is, or if the format
+            promises no size.
+        is_mpeg_stream: Whether it begins with a frame of MP3 or AAC, behind any ID3 tags.
+        is_chained_ogg: Whether it is an OGG file that ends with another stream than it begins with. Files
+            put one behind the other are one file of this kind; libsndfile may read the first of them only.
+        last_ogg_page: The sample at which the last page of an OGG file begins; 0 if it is the first with
+            sound, and for other formats.
+    """
+
+    missing: str | None
+    is_mpeg_stream: bool
+    is_chained_ogg: bool = False
+    last_ogg_page: int = 0
+
+
+def read_file_facts(path: str, file: str) -> FileFacts:
+    """Read what tells a whole file from a damaged one; the file is opened once, and no sound is decoded.
 
     Args:
-        file: A file that exists: WAV, RF64, W64, AIFF, AU, CAF, OGG, MP3, MP4, Matroska, ASF. Of another
-            format, nothing is told.
+        path: A file that exists: WAV, RF64, W64, AIFF, AU, CAF, OGG, MP3, MP4, Matroska, ASF. Of another
+            format, little is told.
+        file: What messages call it.
 
-    Returns:
-        A sentence, or ``None``.
+    Raises:
+        OSError: If it cannot be read.
     """
-    with file.open("rb") as stream:
+    with open(path, "rb") as stream:
         file_size = os.fstat(stream.fileno()).st_size
-        magic = stream.read(16)
+        magic = stream.read(18)
         if magic[:4] == b"OggS":
-            return _find_missing_ogg_end(stream, file_size, file)
-        if magic[4:8] in (b"ftyp", b"moov", b"mdat"):
-            return _find_missing_mp4_box(stream, file_size)
-        try:
-            promise = _find_promise(magic)(stream, file_size)
-        except struct.error:
-            return None  # the header itself is cut off: the decoders say so
+            tail = _ogg_tail(stream, file_size)
+            missing = _find_missing_ogg_end(tail, file)
+            last = tail.rfind(b"OggS")
+            is_chained = magic[14:18] != tail[last + 14 : last + 18]
+            return FileFacts(missing, False, is_chained, _last_ogg_page(tail))
+        missing = _find_truncation(stream, file_size, magic[:16])
+        return FileFacts(missing, _find_first_frame(stream) is not None)
+
+
+def _find_truncation(stream: BinaryIO, file_size: int, magic: bytes) -> str | None:
+    if magic[4:8] in (b"ftyp", b"moov", b"mdat"):
+        return _find_missing_mp4_box(stream, file_size)
+    try:
+        promise = _find_promise(magic)(stream, file_size)
+    except struct.error:
+        return None  # the header itself is cut off: the decoders say so
     if promise is None:
         return None
     there = max(0, file_size - promise.start)
@@ -248,8 +270,7 @@ def _find_missing_mp4_box(stream: BinaryIO, file_size: int) -> str | None:
     return None
 
 
-def _find_missing_ogg_end(stream: BinaryIO, file_size: int, file: Path) -> str | None:
-    tail = _ogg_tail(stream, file_size)
+def _find_missing_ogg_end(tail: bytes, file: str) -> str | None:
     page = tail.rfind(b"OggS")
     cut_off = "its last page is incomplete: the file is cut off. Copy it again from the source."
     if page < 0 or len(tail) < page + 27:
@@ -269,22 +290,7 @@ def _ogg_tail(stream: BinaryIO, file_size: int) -> bytes:
     return stream.read()
 
 
-def is_chained_ogg(file: Path) -> bool:
-    """Tell whether an OGG file ends with another stream than it begins with.
-
-    Files put one behind the other are one file of this kind; libsndfile may read the first of them only.
-    """
-    with file.open("rb") as stream:
-        head = stream.read(18)
-        tail = _ogg_tail(stream, os.fstat(stream.fileno()).st_size)
-    last = tail.rfind(b"OggS")
-    return head[:4] == b"OggS" and head[14:18] != tail[last + 14 : last + 18]
-
-
-def find_last_ogg_page(file: Path) -> int:
-    """Find the sample at which the last page of an OGG file begins; 0 if it is the first with sound."""
-    with file.open("rb") as stream:
-        tail = _ogg_tail(stream, os.fstat(stream.fileno()).st_size)
+def _last_ogg_page(tail: bytes) -> int:
     previous = tail.rfind(b"OggS", 0, max(0, tail.rfind(b"OggS")))
     if previous < 0 or len(tail) < previous + 14:
         return 0
@@ -308,19 +314,13 @@ class Mp3Header:
     is_exact: bool
 
 
-def read_mp3_header(file: Path) -> Mp3Header | None:
+def read_mp3_header(path: str) -> Mp3Header | None:
     """Read what an MP3 file's first frame says of its length; ``None`` if it says nothing.
 
     Without it, the length is an estimate from the bit rate until the file is decoded.
     """
-    with file.open("rb") as stream:
+    with open(path, "rb") as stream:
         return _read_mp3_header(stream)
-
-
-def is_mpeg_stream(file: Path) -> bool:
-    """Tell whether a file begins with a frame of MP3 or AAC, behind any ID3 tags."""
-    with file.open("rb") as stream:
-        return _find_first_frame(stream) is not None
 
 
 def _find_first_frame(stream: BinaryIO) -> int | None:

@@ -1,6 +1,8 @@
 """Samples of any kind -> the one form that the library works in: mono, float32, 16 kHz."""
 
+import itertools
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,14 @@ from beats_trainer.audio.decode import check_sample_rate, scale_to_unit
 from beats_trainer.constants import SAMPLE_RATE
 from beats_trainer.errors import AudioError
 
-__all__ = ["mix_to_mono", "resample", "to_waveform"]
+__all__ = [
+    "aligned_ratio",
+    "check_finite",
+    "mix_to_mono",
+    "resample",
+    "resample_pieces",
+    "to_waveform",
+]
 
 _MOST_CHANNELS = 64
 """More than any recorder has: an array with more is transposed."""
@@ -60,27 +69,34 @@ def to_waveform(samples: Any, sample_rate: int = SAMPLE_RATE) -> NDArray[np.floa
         )
     check_sample_rate(name, sample_rate)
     frames = scale_to_unit(values if values.ndim == 2 else values[None]).T
-    return resample(mix_to_mono(frames, name, sample_rate), sample_rate)
+    mono = mix_to_mono(frames)
+    check_finite(mono, name, sample_rate)
+    return resample(mono, sample_rate)
 
 
-def mix_to_mono(
-    frames: NDArray[np.float32], file: str, sample_rate: int, start: int = 0
-) -> NDArray[np.float32]:
-    """Average channels ``(N, channels)`` to ``(N,)``.
-
-    Raises:
-        AudioError: If a sample is NaN or infinite; says where the first one is.
-    """
+def mix_to_mono(frames: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Average channels ``(N, channels)`` to ``(N,)``."""
     mono = frames[:, 0] if frames.shape[1] == 1 else frames.mean(axis=1, dtype=np.float32)
+    return np.ascontiguousarray(mono)
+
+
+def check_finite(mono: NDArray[np.float32], file: str, sample_rate: int, start: int = 0) -> None:
+    """Raise an `AudioError` if a sample is NaN or infinite; it says where the first one is.
+
+    Args:
+        mono: Shape ``(N,)``.
+        file: What the error calls it.
+        sample_rate: Hz.
+        start: Place of the first of these samples in the file.
+    """
     is_finite = np.isfinite(mono)
     if not is_finite.all():
         first_s = (start + int(np.argmin(is_finite))) / sample_rate
         raise AudioError(
             file,
-            f"{int((~is_finite).sum()):,} samples are not finite numbers (NaN or infinite), the first "
-            f"at {first_s:.3f} s; the file was damaged by what wrote it.",
+            "it has samples that are not finite numbers (NaN or infinite), the first at "
+            f"{first_s:.3f} s; the file was damaged by what wrote it.",
         )
-    return np.ascontiguousarray(mono)
 
 
 def resample(waveform: NDArray[np.float32], sample_rate: int) -> NDArray[np.float32]:
@@ -91,6 +107,52 @@ def resample(waveform: NDArray[np.float32], sample_rate: int) -> NDArray[np.floa
     if len(resampled) == 0:  # fewer source samples than one of ours: keep a clip of one
         resampled = waveform[:1]
     return resampled
+
+
+def resample_pieces(
+    pieces: Iterable[NDArray[np.float32]], sample_rate: int, num_samples: int
+) -> NDArray[np.float32]:
+    """Resample a signal that comes in pieces; bit for bit what `resample` gives for the whole of it.
+
+    Args:
+        pieces: Each of shape ``(n,)``; only one is held at a time.
+        sample_rate: Hz, of the pieces.
+        num_samples: The most samples that come, in all pieces.
+
+    Returns:
+        Shape ``(S,)`` at 16 kHz; empty if no piece came.
+
+    Raises:
+        MemoryError: If the result does not fit in memory.
+
+    Example:
+        >>> signal = np.sin(np.arange(9000, dtype=np.float32))
+        >>> joined = resample_pieces([signal[:123], signal[123:]], 44_100, 9000)
+        >>> bool((joined == resample(signal, 44_100)).all())
+        True
+    """
+    iterator = iter(pieces)
+    first, second = next(iterator, None), next(iterator, None)
+    if first is None:
+        return np.zeros(0, np.float32)
+    if second is None:  # a short clip: setting up a stream would cost more than it
+        return resample(first, sample_rate)
+    pieces = itertools.chain((first, second), iterator)
+    # Filled in place: joining the results at the end would hold them twice. What is never written to
+    # costs no memory, so that a length that is a lie does no harm.
+    result = np.empty(math.ceil(num_samples * SAMPLE_RATE / sample_rate) + 1, np.float32)
+    size = 0
+    if sample_rate != SAMPLE_RATE:
+        stream = soxr.ResampleStream(sample_rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
+        end = np.zeros(0, np.float32)
+        pieces = itertools.chain(
+            map(stream.resample_chunk, pieces),
+            (stream.resample_chunk(end, last=True) for _ in range(1)),
+        )
+    for piece in pieces:
+        result[size : size + len(piece)] = piece
+        size += len(piece)
+    return result[:size] if size else first[:1]
 
 
 def aligned_ratio(sample_rate: int) -> tuple[int, int]:

@@ -10,6 +10,7 @@ Shapes in this file: N rows, D width of a vector.
 
 import contextlib
 import functools
+import itertools
 import json
 import logging
 import os
@@ -287,6 +288,25 @@ class EmbeddingStore:
             raise ValueError(f"max_rows must be at least 1, not {max_rows}.")
         names = [self._check_column(name) for name in columns or self.columns]
         return self._read(names, files, max_rows)
+
+    def batches_by_file(
+        self, max_rows: int = _BATCH_ROWS, columns: Sequence[str] | None = None
+    ) -> Iterator[tuple[str, StoredRows]]:
+        """Read piece by piece as `batches` does, each piece of one file; a file may have several."""
+        for rows in self.batches(max_rows=max_rows, columns=columns):
+            names = np.array(rows.file, dtype=object)
+            cuts = [0, *(np.flatnonzero(names[1:] != names[:-1]) + 1).tolist(), len(names)]
+            for start, stop in itertools.pairwise(cuts):
+                values = {name: vectors[start:stop] for name, vectors in rows.values.items()}
+                yield (
+                    rows.file[start],
+                    StoredRows(
+                        rows.file[start:stop],
+                        rows.start_time[start:stop],
+                        rows.end_time[start:stop],
+                        values,
+                    ),
+                )
 
     def read(self, file: str) -> StoredRows:
         """Read the rows of one file, in time order, in however many shards they lie.
