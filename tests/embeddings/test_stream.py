@@ -15,6 +15,7 @@ from beats_trainer.errors import AudioError
 from beats_trainer.loading import Clip
 from beats_trainer.model import AttentivePooling, BEATs
 from checkpoint_files import tiny_architecture
+from sounds import encode as write_encoded
 from sounds import tone, write_tone
 
 
@@ -218,3 +219,48 @@ def test_work_is_taken_a_bounded_number_ahead(network, tmp_path):
     outcomes.close()
 
     assert taken < 500
+
+
+@pytest.mark.parametrize("ending", ["mp3", "webm"])
+def test_a_recording_that_cannot_be_entered_anywhere_is_decoded_once(
+    network, tmp_path, monkeypatch, ending
+):
+    monkeypatch.setattr(pieces, "_BLOCK_SAMPLES", 3 * 16_000)
+    codec = {"mp3": "libmp3lame", "webm": "libopus"}[ending]
+    file = write_encoded(tmp_path / f"a.{ending}", tone(30.0, sample_rate=48_000), 48_000, codec)
+    windows = overlapping(file, 28, window_s=2.0, hop_s=1.0)
+    alone = [stream(network, [window])[0][1] for window in windows]
+    opened = []
+
+    class Spy(pieces.AudioReader):
+        def __init__(self, file):
+            opened.append(file)
+            super().__init__(file)
+
+    monkeypatch.setattr(pieces, "AudioReader", Spy)
+
+    outcomes = stream(network, windows)
+
+    assert opened == [str(file)]
+    for (_, values), expected in zip(outcomes, alone, strict=True):
+        np.testing.assert_allclose(values, expected, atol=1e-4)
+
+
+def test_a_recording_read_in_turns_that_vanishes_fails_window_by_window(
+    network, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(pieces, "_BLOCK_SAMPLES", 3 * 16_000)
+    monkeypatch.setattr(pieces, "_BLOCKS_AHEAD", 1)
+    file = write_encoded(tmp_path / "a.mp3", tone(30.0), 16_000, "libmp3lame")
+
+    def gone(_):
+        raise AudioError(str(file), "the drive is away.")
+
+    monkeypatch.setattr(pieces, "AudioReader", gone)
+
+    outcomes = stream(network, overlapping(file, 28, window_s=2.0, hop_s=1.0))
+
+    failed = [isinstance(values, AudioError) for _, values in outcomes]
+    assert not failed[0]  # read before turns were needed
+    assert failed[-1]
+    assert len(failed) == 27

@@ -7,15 +7,17 @@ tokens. Pieces that lie side by side in one file, as overlapping windows do, are
 """
 
 import contextlib
+import functools
 import os
-from collections.abc import Generator, Iterable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from beats_trainer.audio import load_audio, probe_audio
+from beats_trainer.audio import AudioReader, load_audio, probe_audio
 from beats_trainer.constants import FRAME_LENGTH, FRAME_SHIFT, SAMPLE_RATE
 from beats_trainer.errors import AudioError
 from beats_trainer.loading import Clip, read_ahead
@@ -141,13 +143,15 @@ def read_pieces(work: Iterable[Work], grid: TokenGrid, num_threads: int) -> Gene
         says why.
     """
     with contextlib.closing(_spans(work, grid, num_threads)) as spans:
-        blocks = read_ahead(_blocks(spans), _read_block, num_threads, _BLOCKS_AHEAD * num_threads)
-        with contextlib.closing(blocks):
-            for block, waveforms in blocks:
-                if isinstance(waveforms, Exception):
-                    raise waveforms
-                for span, waveform in zip(block, waveforms, strict=True):
-                    yield Piece(span.clip, span.group, span.is_last, waveform)
+        blocks = contextlib.closing(_in_turns(_blocks(spans)))
+        with blocks as in_turns:
+            ready = read_ahead(in_turns, _read_block, num_threads, _BLOCKS_AHEAD * num_threads)
+            with contextlib.closing(ready):
+                for block, waveforms in ready:
+                    if isinstance(waveforms, Exception):
+                        raise waveforms
+                    for span, waveform in zip(block.spans, waveforms, strict=True):
+                        yield Piece(span.clip, span.group, span.is_last, waveform)
 
 
 def _spans(work: Iterable[Work], grid: TokenGrid, num_threads: int) -> Generator[_Span]:
@@ -213,37 +217,127 @@ def _continues(block: Sequence[_Span], span: _Span) -> bool:
     )
 
 
-def _read_block(block: Sequence[_Span]) -> list[NDArray[np.float32] | AudioError]:
-    """The waveform of each span, or why there is none."""
-    if len(block) == 1:
-        return [_read_span(block[0])]
-    first = block[0]
-    assert isinstance(first.source, Clip)
-    stop = max(span.start + (span.length or 0) for span in block)
+class _Recording:
+    """A file whose blocks must be read one after the other, by one decoder that goes on where it stopped."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self.num_blocks = 0
+        self._changed = threading.Condition()
+        self._next = 0
+        self._is_whole = False
+        self._reader: AudioReader | None = None
+
+    def read(self, turn: int, spans: Sequence[_Span]) -> list[NDArray[np.float32] | AudioError]:
+        """Wait for the blocks before this one, and read it. They were begun earlier, so they come to an end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._next == turn)
+        try:
+            if self._reader is None:
+                self._reader = AudioReader(self.file)
+            return _read_spans(spans, self._reader.read)
+        except AudioError as error:  # it cannot even be opened
+            return [error for _ in spans]
+        finally:
+            with self._changed:
+                self._next += 1
+                self._changed.notify_all()
+                self._close_after_last()
+
+    def finish(self) -> None:
+        """Say that no further block comes."""
+        with self._changed:
+            self._is_whole = True
+            self._close_after_last()
+
+    def _close_after_last(self) -> None:
+        if self._is_whole and self._next == self.num_blocks and self._reader is not None:
+            self._reader.close()
+            self._reader = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Pieces that are decoded in one go, and which turn of their recording it is where turns matter."""
+
+    spans: list[_Span]
+    recording: _Recording | None = None
+    turn: int = 0
+
+
+def _in_turns(blocks: Iterable[list[_Span]]) -> Generator[_Block]:
+    """Find the files in which a block far behind costs what precedes it: theirs are read in order."""
+    file: str | None = None
+    recording: _Recording | None = None
     try:
-        sound = load_audio(
-            first.source.file, first.start / SAMPLE_RATE, (stop - first.start) / SAMPLE_RATE
-        )
+        for spans in blocks:
+            source = spans[0].source
+            if not isinstance(source, Clip) or source.file != file:
+                if recording is not None:
+                    recording.finish()
+                recording = None
+                file = source.file if isinstance(source, Clip) else None
+            elif recording is None and file is not None and not _is_seekable(file):
+                recording = _Recording(file)
+            if recording is None:
+                yield _Block(spans)
+            else:
+                recording.num_blocks += 1
+                yield _Block(spans, recording, recording.num_blocks - 1)
+    finally:
+        if recording is not None:
+            recording.finish()
+
+
+def _is_seekable(file: str) -> bool:
+    try:
+        return probe_audio(file).is_seekable
+    except AudioError:  # which those say who read it
+        return True
+
+
+def _read_block(block: _Block) -> list[NDArray[np.float32] | AudioError]:
+    """The waveform of each span, or why there is none."""
+    if block.recording is not None:
+        return block.recording.read(block.turn, block.spans)
+    first = block.spans[0].source
+    if not isinstance(first, Clip):
+        return [_read_span(span, None) for span in block.spans]
+    return _read_spans(block.spans, functools.partial(load_audio, first.file))
+
+
+def _read_spans(
+    spans: Sequence[_Span], read: Callable[[float, float | None], NDArray[np.float32]]
+) -> list[NDArray[np.float32] | AudioError]:
+    if len(spans) == 1:
+        return [_read_span(spans[0], read)]
+    first = spans[0].start
+    stop = max(span.start + (span.length or 0) for span in spans)
+    try:
+        sound = read(first / SAMPLE_RATE, (stop - first) / SAMPLE_RATE)
     except AudioError:  # of one span, maybe: the others may well be readable
-        return [_read_span(span) for span in block]
+        return [_read_span(span, read) for span in spans]
     parts: list[NDArray[np.float32] | AudioError] = []
-    for span in block:
-        begin = span.start - first.start
+    for span in spans:
+        begin = span.start - first
         part = sound[begin : begin + (span.length or 0)]
         # Past the end of the file: let the reader say so, in its words.
-        parts.append(part if len(part) else _read_span(span))
+        parts.append(part if len(part) else _read_span(span, read))
     return parts
 
 
-def _read_span(span: _Span) -> NDArray[np.float32] | AudioError:
+def _read_span(
+    span: _Span, read: Callable[[float, float | None], NDArray[np.float32]] | None
+) -> NDArray[np.float32] | AudioError:
     source = span.source
     if isinstance(source, AudioError):
         return source
     if isinstance(source, np.ndarray):
         return source if span.length is None else source[span.start : span.start + span.length]
+    assert read is not None
     try:
         if span.length is None:
-            return load_audio(source.file, source.start_s, source.duration_s)
-        return load_audio(source.file, span.start / SAMPLE_RATE, span.length / SAMPLE_RATE)
+            return read(source.start_s, source.duration_s)
+        return read(span.start / SAMPLE_RATE, span.length / SAMPLE_RATE)
     except AudioError as error:
         return error
