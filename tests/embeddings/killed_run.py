@@ -20,17 +20,17 @@ from beats_trainer.loading.clips import Clip
 
 out, rounds = sys.argv[1], int(sys.argv[2])
 LENGTH = {f"{n}.wav": 1 + n % 7 for n in range(60)}
-CHANGED = {f"{n}.wav" for n in range(0, 60, 9)}  # these are other files in the second half
+CHANGING = {f"{n}.wav" for n in range(0, 60, 3)}  # these are other files in every third round
 
 
-def state_of(name, changed):
-    return FileState(2 if changed and name in CHANGED else 1, 0)
+def state_of(name, version):
+    return FileState(version if name in CHANGING else 1, 0)
 
 
-def run(changed):
+def run(version):
     with StoreWriter(out, {"embedding": 2}, {}) as writer:
         known = {clip: writer.progress(clip) for clip in writer.clips_known}
-        writer.forget([c for c, p in known.items() if p.state != state_of(c.file, changed)])
+        writer.forget([c for c, p in known.items() if p.state != state_of(c.file, version)])
         covered, file, start = [], [], []
         for name, length in LENGTH.items():
             before = writer.progress(Clip(name))
@@ -40,7 +40,7 @@ def run(changed):
             while window < length:
                 stop = min(length, window + 5 - len(file))
                 covered.append(
-                    Covered(Clip(name), state_of(name, changed), 1.0, window, stop, stop == length)
+                    Covered(Clip(name), state_of(name, version), 1.0, window, stop, stop == length)
                 )
                 file += [name] * (stop - window)
                 start += range(window, stop)
@@ -58,7 +58,7 @@ def write(writer, covered, file, start):
     writer.write_shard(covered, file, start, np.add(start, 1), values)
 
 
-def check(changed, complete):
+def check(version, complete):
     with StoreWriter(out, {"embedding": 2}, {}) as writer:
         rows = open_store(out).to_pandas()
         known = {clip.file: writer.progress(clip) for clip in writer.clips_known}
@@ -70,7 +70,7 @@ def check(changed, complete):
             assert all(vector[1] == progress.state.size for vector in mine["embedding"]), name
         if complete:
             assert known.keys() == LENGTH.keys()
-            assert all(p.is_complete and p.state == state_of(n, changed) for n, p in known.items())
+            assert all(p.is_complete and p.state == state_of(n, version) for n, p in known.items())
 
 
 def in_child(work, *arguments):  # this process never uses Arrow's threads, so that it may fork
@@ -89,7 +89,7 @@ def wait(child):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def run_until(changed, calls_left, before):
+def run_until(version, calls_left, before):
     """Kill this process before or after its n-th call that changes the disk."""
 
     def counted(call):
@@ -107,20 +107,20 @@ def run_until(changed, calls_left, before):
 
     for name in ("replace", "fsync", "unlink", "mkdir"):
         setattr(os, name, counted(getattr(os, name)))
-    run(changed)
+    run(version)
 
 
 killed, chance = 0, random.Random(0)
 for number in range(rounds):
-    changed = number > rounds // 2
+    version = 2 + number // 3
     if number % 3:
-        child = in_child(run_until, changed, chance.randint(1, 25), chance.random() < 0.5)
+        child = in_child(run_until, version, chance.randint(1, 25), chance.random() < 0.5)
     else:  # at any moment
-        child = in_child(run, changed)
+        child = in_child(run, version)
         time.sleep(chance.uniform(0.001, 0.03))
         os.kill(child, signal.SIGKILL)
     killed += wait(child) == -signal.SIGKILL
-    assert wait(in_child(check, changed, False)) == 0
-assert wait(in_child(run, True)) == 0
-assert wait(in_child(check, True, True)) == 0
+    assert wait(in_child(check, version, False)) == 0
+assert wait(in_child(run, version)) == 0
+assert wait(in_child(check, version, True)) == 0
 print(killed)

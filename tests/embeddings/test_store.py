@@ -862,4 +862,4 @@ def test_killed_at_any_moment_journal_and_rows_agree_and_nothing_is_there_twice(
     )
 
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) > 12  # else this showed nothing
+    assert int(done.stdout) >= 12  # else this showed nothing
