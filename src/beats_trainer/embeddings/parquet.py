@@ -122,15 +122,16 @@ def printable_names(names: Sequence[str]) -> list[str]:
     return [printable_name(name) for name in names]
 
 
-def rows_schema(columns: Mapping[str, int], dtype: Dtype) -> Any:
-    """Say of which types rows are.
+def rows_schema(columns: Mapping[str, int], dtype: Dtype, recipe: Mapping[str, Any]) -> Any:
+    """Say of which types rows are, and how they were made.
 
     Args:
         columns: Width of each column of vectors.
         dtype: Their number format.
+        recipe: Plain values.
 
     Returns:
-        The ``pyarrow.Schema``.
+        The ``pyarrow.Schema``; the recipe is in its metadata, so that readers of tables see it too.
     """
     return pa.schema(
         [
@@ -138,7 +139,8 @@ def rows_schema(columns: Mapping[str, int], dtype: Dtype) -> Any:
             ("start_time", pa.float64()),
             ("end_time", pa.float64()),
             *((name, pa.list_(_ARROW_TYPES[dtype], width)) for name, width in columns.items()),
-        ]
+        ],
+        {RECIPE_KEY: json.dumps(dict(recipe))},
     )
 
 
@@ -196,7 +198,7 @@ def write_parquet(
         path: The file; its folder exists. One that is there is replaced.
         tables: The rows; each table is a row group.
         schema: Of the tables.
-        metadata: Key and text for the footer.
+        metadata: Key and text for the footer alone, which readers of tables do not carry along.
 
     Raises:
         OSError: If it cannot be written; then ``path`` is as it was.

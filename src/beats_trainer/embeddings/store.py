@@ -28,7 +28,6 @@ from beats_trainer.embeddings.journal import FAILURE_COLUMNS, Journal
 from beats_trainer.embeddings.parquet import (
     FAILURES_KEY,
     PLACE_COLUMNS,
-    RECIPE_KEY,
     DamagedParquetError,
     Dtype,
     Footer,
@@ -355,9 +354,10 @@ class EmbeddingStore:
         ):
             raise ValueError(f"Cannot merge to {path}: choose a file outside of {own}.")
         path.parent.mkdir(parents=True, exist_ok=True)
-        schema = rows_schema(self.columns, self.dtype)
-        metadata = {RECIPE_KEY: json.dumps(self.recipe), FAILURES_KEY: self._failures_text()}
-        write_parquet(path, self._tables(schema.names), schema, metadata)
+        schema = rows_schema(self.columns, self.dtype, self.recipe)
+        write_parquet(
+            path, self._tables(schema.names), schema, {FAILURES_KEY: self._failures_text()}
+        )
         return path
 
     def _failures_text(self) -> str:

@@ -36,7 +36,6 @@ from beats_trainer.embeddings.journal import (
 )
 from beats_trainer.embeddings.parquet import (
     JOURNAL_KEY,
-    RECIPE_KEY,
     DamagedParquetError,
     Dtype,
     Footer,
@@ -122,7 +121,7 @@ class StoreWriter:
         self.columns = {name: int(width) for name, width in columns.items()}
         self.recipe: dict[str, Any] = json.loads(json.dumps(dict(recipe)))  # as it comes back
         self.dtype: Dtype = dtype
-        self._schema = rows_schema(self.columns, dtype)
+        self._schema = rows_schema(self.columns, dtype, self.recipe)
         self._journal = Journal()
         self._next_number = 0
         self._make_folder()
@@ -197,7 +196,7 @@ class StoreWriter:
         path = shard_path(self.folder, self._next_number)
         self._next_number += 1  # whatever comes: a number is never used twice
         try:
-            write_parquet(path, [rows], self._schema, self._metadata(journal))
+            write_parquet(path, [rows], self._schema, {JOURNAL_KEY: journal})
         except OSError as error:
             reason = error.strerror or str(error)
             raise OSError(
@@ -416,11 +415,8 @@ class StoreWriter:
             self._set_aside(path, error)
             return int((~mask).sum())
         rows = rows.filter(pa.array(mask))
-        write_parquet(path, [rows], self._schema, self._metadata(encode_entries(kept)))
+        write_parquet(path, [rows], self._schema, {JOURNAL_KEY: encode_entries(kept)})
         return int((~mask).sum())
-
-    def _metadata(self, journal: str) -> dict[str, str]:
-        return {RECIPE_KEY: json.dumps(self.recipe), JOURNAL_KEY: journal}
 
     def _entries(self, covered: Sequence[Covered], file: Sequence[str]) -> list[Entry]:
         """Check what is to be written against what there is, and count each clip's rows."""

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 
 from beats_trainer.embeddings.parquet import (
     FAILURES_KEY,
-    RECIPE_KEY,
     Vectors,
     opened_parquet,
     printable_name,
@@ -122,9 +121,8 @@ class EmbeddingTable:
         rows = rows_table(self.file, self.start_time, self.end_time, values)
         failures = [[printable_name(f.file), None, None, f.reason] for f in self.failures]
         path.parent.mkdir(parents=True, exist_ok=True)
-        schema = rows_schema({"embedding": self.embeddings.shape[1]}, "float32")
-        metadata = {RECIPE_KEY: json.dumps(self.recipe), FAILURES_KEY: json.dumps(failures)}
-        write_parquet(path, [rows], schema, metadata)
+        schema = rows_schema({"embedding": self.embeddings.shape[1]}, "float32", self.recipe)
+        write_parquet(path, [rows], schema, {FAILURES_KEY: json.dumps(failures)})
         return path
 
 
