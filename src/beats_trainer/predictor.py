@@ -210,7 +210,7 @@ class BEATsPredictor:
         limits = self._limits(thresholds)
         if on_error not in ("raise", "skip"):
             raise ValueError(f"on_error must be 'raise' or 'skip', not {on_error!r}.")
-        if top_k is not None and not 1 <= top_k:
+        if top_k is not None and not top_k >= 1:
             raise ValueError(f"top_k must be at least 1, not {top_k}.")
         clips = [] if isinstance(inputs, list | tuple) and not inputs else find_clips(inputs)
         has_times = window_s is not None or any(c.start_s or c.duration_s for c in clips)

@@ -1,41 +1,35 @@
-"""``beats-trainer embed``: recordings in, one Parquet file of embeddings out.
+"""``beats-trainer embed``: recordings in, a store of embeddings out, which goes on after any interruption.
 
-Twin of ``BEATsFeatureExtractor(...).embed(files, window_s, hop_s).to_parquet(out)``.
+Twin of ``BEATsFeatureExtractor(model).embed_to(inputs, out, window_s, hop_s)``.
 """
 
 import argparse
-import csv
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-from beats_trainer.atomic import written_whole
 from beats_trainer.cli.exit_code import ExitCode
-from beats_trainer.cli.output import check_output
+from beats_trainer.cli.output import check_place
 from beats_trainer.cli.recordings import (
     add_inference_options,
     add_inputs_argument,
-    add_on_error_option,
+    add_store_options,
 )
 from beats_trainer.errors import ConfigError
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from beats_trainer.embeddings.encode import Failure
-
 __all__ = ["add_arguments", "run"]
 
-SUMMARY = "Embed recordings into a Parquet file."
-USAGE = "INPUT... -o OUT.parquet [options]"
+SUMMARY = "Embed recordings of any number and length into Parquet; goes on where it stopped."
+USAGE = "INPUT... -o OUT [options]"
 EPILOG = """\
 examples:
-  beats-trainer embed recordings/ -o embeddings.parquet
-  beats-trainer embed night1.wav night2.flac -o nights.parquet --window 5 --hop 2.5
-  beats-trainer embed 'site_*/*.wav' -o sites.parquet --model openbeats --on-error skip
+  beats-trainer embed recordings/ -o embeddings --window 5 --hop 2.5
+  beats-trainer embed night1.wav night2.flac -o nights.parquet
+  beats-trainer embed clips.csv -o clips.parquet --model openbeats --layers 6,12
+  find /archive -name '*.WAV' -print0 | beats-trainer embed - -o archive --per-step --dtype float16
 
-The columns are file, start_time, end_time (seconds) and embedding; the recipe stands in the file's
-metadata. With --on-error skip, what could not be read stands in errors.csv beside OUT.
+OUT is a folder: OUT/shards/*.parquet with the columns file, start_time, end_time (seconds) and embedding, the
+recipe in their metadata, and OUT/errors.csv with what could not be read. The same command again goes on
+where the last one stopped, and adds what is new. Where OUT ends in .parquet it is one file, there when all is
+done. Python reads both with beats_trainer.embeddings.open_store(OUT).
 """
 
 
@@ -43,7 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     add_inputs_argument(parser)
     parser.add_argument(
-        "-o", "--output", required=True, metavar="OUT", help="Parquet file to write"
+        "-o",
+        "--output",
+        required=True,
+        metavar="OUT",
+        help="folder, or one file ending in .parquet",
     )
     parser.add_argument(
         "--model",
@@ -57,32 +55,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--hop", type=float, metavar="S", help="seconds between windows (default: no overlap)"
     )
     parser.add_argument(
+        "--per-step", action="store_true", help="an embedding for each time step of 160 ms"
+    )
+    parser.add_argument(
         "--pooling",
         default="mean",
         choices=("mean", "max", "first", "last"),
         help="how tokens become one embedding (default: mean)",
     )
-    parser.add_argument(
+    layers = parser.add_mutually_exclusive_group()
+    layers.add_argument(
         "--layer",
         type=int,
         default=-1,
         metavar="N",
         help="which layer's output: 0 is the first layer's input, -1 the last (default)",
     )
+    layers.add_argument(
+        "--layers",
+        type=_numbers,
+        metavar="N,N",
+        help="several layers, each in a column embedding_layer_N",
+    )
+    parser.add_argument("--normalize", action="store_true", help="scale embeddings to unit length")
     add_inference_options(parser)
-    add_on_error_option(parser)
+    add_store_options(parser)
 
 
 def run(arguments: argparse.Namespace) -> ExitCode:
     """Run the command."""
     if arguments.hop is not None and arguments.window is None:
         raise ConfigError("--hop needs --window: without it each file is embedded as a whole.")
-    output = check_output(arguments.output)
+    check_place(arguments.output)
 
     from beats_trainer.feature_extractor import BEATsFeatureExtractor
-    from beats_trainer.loading import find_clips
 
-    files = [clip.file for clip in find_clips(arguments.inputs)]
     extractor = BEATsFeatureExtractor(
         arguments.model,
         arguments.device,
@@ -91,32 +98,40 @@ def run(arguments: argparse.Namespace) -> ExitCode:
         precision=arguments.precision,
         batch_size=arguments.batch_size,
     )
-    table = extractor.embed(files, arguments.window, arguments.hop, on_error=arguments.on_error)
-    if arguments.on_error == "skip":
-        _write_failures(output.with_name("errors.csv"), table.failures)
-    if table.failures and not len(table):
-        raise ValueError(
-            f"None of the {len(files)} files could be read, and nothing was written but errors.csv. "
-            f"The first: {table.failures[0].reason}"
-        )
-    table.to_parquet(output)
-    print(
-        f"{len(table)} embeddings of {len(set(table.file))} files, {table.embeddings.shape[1]} numbers "
-        f"each, in {table.recipe['precision']}: {output}"
+    store = extractor.embed_to(
+        arguments.inputs,
+        arguments.output,
+        arguments.window,
+        arguments.hop,
+        per_step=arguments.per_step,
+        layers=arguments.layers,
+        normalize=arguments.normalize,
+        dtype=arguments.dtype,
+        on_error=arguments.on_error,
+        retry_failed=arguments.retry_failed,
+        overwrite=arguments.overwrite,
     )
-    if not table.failures:
-        return ExitCode.OK
+    failures = store.failures
+    widths = ", ".join(f"{name} ({width})" for name, width in store.columns.items())
     print(
-        f"{len(table.failures)} of {len(files)} files could not be read: "
-        f"{output.with_name('errors.csv')} says why.",
+        f"{len(store):,} rows of {len(store.files):,} files, {widths}, computed in "
+        f"{store.recipe['precision']}: {store.path}"
+    )
+    if not len(failures):
+        return ExitCode.OK
+    where = "errors.csv beside it" if store.path.is_file() else f"{store.path / 'errors.csv'}"
+    print(
+        f"{failures['file'].nunique():,} files could not be read, or not all of them; {where} says why. "
+        f"The first: {failures['file'].iloc[0]}: {failures['reason'].iloc[0]}",
         file=sys.stderr,
     )
-    return ExitCode.SOME_FAILED
+    return ExitCode.SOME_FAILED if len(store) else ExitCode.ERROR
 
 
-def _write_failures(path: Path, failures: "Sequence[Failure]") -> None:
-    """Write the table of failures, without rows if there are none: an older one would mislead."""
-    with written_whole(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["file", "reason"])
-        writer.writerows([failure.file, failure.reason] for failure in failures)
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"must be layer numbers with commas, such as 6,12, not {text!r}."
+        ) from None

@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["check_output", "format_table"]
+__all__ = ["check_output", "check_place", "format_table"]
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -44,6 +44,23 @@ def check_output(path: str) -> Path:
     output.parent.mkdir(parents=True, exist_ok=True)
     if not os.access(output.parent, os.W_OK):
         raise PermissionError(f"Nothing can be written to the folder {output.parent}.")
+    return output
+
+
+def check_place(path: str) -> Path:
+    """Find before the work that a folder, or a file, can be made at this place, and make nothing yet.
+
+    Raises:
+        OSError: If the nearest folder that is there cannot be written to, or is a file.
+    """
+    output = Path(path)
+    above = output if output.is_dir() else output.parent
+    while not above.exists() and above != above.parent:
+        above = above.parent
+    if not above.is_dir():
+        raise NotADirectoryError(f"{path} cannot be made: {above} is a file, not a folder.")
+    if not os.access(above, os.W_OK):
+        raise PermissionError(f"Nothing can be written to the folder {above}.")
     return output
 
 

@@ -1,8 +1,18 @@
 """The INPUT argument and the options of commands that read recordings."""
 
 import argparse
+from collections.abc import Sequence
 
-__all__ = ["add_inference_options", "add_inputs_argument", "add_on_error_option"]
+from beats_trainer.errors import ConfigError
+
+__all__ = [
+    "add_inference_options",
+    "add_inputs_argument",
+    "add_on_error_option",
+    "add_store_options",
+    "add_threshold_option",
+    "read_thresholds",
+]
 
 
 def add_inputs_argument(parser: argparse.ArgumentParser) -> None:
@@ -41,6 +51,66 @@ def add_on_error_option(parser: argparse.ArgumentParser) -> None:
         choices=("raise", "skip"),
         help="stop at the first unreadable file (default), or skip it, say so, and exit with 3",
     )
+
+
+def add_store_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of commands that write to a store, which goes on after an interruption."""
+    parser.add_argument(
+        "--dtype",
+        default="float32",
+        choices=("float32", "float16"),
+        help="how numbers are stored (default: float32)",
+    )
+    parser.add_argument(
+        "--on-error",
+        default="skip",
+        choices=("skip", "raise"),
+        help="list unreadable files in errors.csv and exit with 3 (default), or stop at the first",
+    )
+    parser.add_argument(
+        "--retry-failed",
+        action="store_true",
+        help="do files anew of which a part could not be read; those of which nothing could are anyway",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="begin anew, whatever OUT holds of an earlier run"
+    )
+
+
+def add_threshold_option(parser: "argparse.ArgumentParser | argparse._ArgumentGroup") -> None:
+    """Add ``--threshold``, for `read_thresholds`."""
+    parser.add_argument(
+        "--threshold",
+        action="append",
+        default=[],
+        metavar="[LABEL=]X",
+        help="score from which on a label is detected: for all, or for one; may be repeated (default: "
+        "the model's own, or 0.5)",
+    )
+
+
+def read_thresholds(given: Sequence[str]) -> tuple[float | None, dict[str, float]]:
+    """Return the threshold of all labels, if there is one, and those of single labels.
+
+    Raises:
+        ConfigError: If one is no score from 0 to 1.
+    """
+    of_all, of_labels = None, {}
+    for text in given:
+        label, equals, number = text.rpartition("=")
+        try:
+            value = float(number)
+        except ValueError:
+            raise ConfigError(
+                f"--threshold must be a score such as 0.7, or LABEL=0.7, not {text!r}."
+            ) from None
+        if not 0 <= value <= 1:
+            raise ConfigError(f"--threshold {text}: a score is from 0 to 1.")
+        if equals:
+            of_labels[label] = value
+        else:
+            of_all = value
+    return of_all, of_labels
 
 
 def _at_least_one(text: str) -> int:

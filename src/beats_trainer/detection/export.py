@@ -3,6 +3,7 @@
 events -> [choose of each class: the best | some of every score] -> WAV per event, clips.csv
 """
 
+import contextlib
 import hashlib
 import itertools
 import logging
@@ -21,7 +22,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from beats_trainer.atomic import written_whole
-from beats_trainer.audio.decode import Source, open_source, read_frames
+from beats_trainer.audio.decode import Source, find_source, open_decoder
 from beats_trainer.errors import AudioError
 
 __all__ = ["CLIP_COLUMNS", "export_clips"]
@@ -127,7 +128,7 @@ def export_clips(
             if file in failures:
                 continue
             try:
-                source = open_source(file)
+                source = find_source(file)
                 samples = _read(source, start_s, min(end_s, start_s + max_duration_s), context_s)
             except AudioError as error:
                 failures[file] = error.reason
@@ -203,7 +204,12 @@ def _read(source: Source, start_s: float, end_s: float, context_s: float) -> NDA
             f"it is {source.num_samples / rate:.3f} s long, and an event starts at {start_s:.3f} s. Is it "
             "the recording in which the events were found?",
         )
-    return read_frames(source, first, stop)
+    with contextlib.closing(open_decoder(source.file)) as decoder:
+        pieces = list(decoder.pieces(first, stop))
+    if sum(len(piece) for piece in pieces) < stop - first - source.slack:
+        raise AudioError(source.file, f"its sound ends before {stop / rate:.3f} s: it is cut off.")
+    samples: NDArray[np.float32] = np.concatenate(pieces)
+    return samples
 
 
 def _write_wav(path: Path, samples: NDArray[np.float32], source: Source) -> None:

@@ -1,0 +1,194 @@
+"""``beats-trainer detect``: recordings of any length in, events out, in the tables that the field opens.
+
+Twin of ``BEATsPredictor(model).detect(recordings, out, ...)``.
+"""
+
+import argparse
+import sys
+
+from beats_trainer.cli.exit_code import ExitCode
+from beats_trainer.cli.output import check_place, format_table
+from beats_trainer.cli.recordings import (
+    add_inference_options,
+    add_inputs_argument,
+    add_store_options,
+    add_threshold_option,
+    read_thresholds,
+)
+from beats_trainer.errors import ConfigError
+
+__all__ = ["add_arguments", "run"]
+
+SUMMARY = "Find when a trained model's classes are heard in recordings; goes on where it stopped."
+USAGE = "INPUT... -o OUT --model MODEL [options]"
+EPILOG = """\
+examples:
+  beats-trainer detect recordings/ -o found --model logs/beats_experiment/version_0/model
+  beats-trainer detect recordings/ -o found --model my_model --formats csv,raven,audacity --threshold 0.8
+  beats-trainer detect /archive -o found --model my_model --timezone UTC --convert-to Europe/Oslo \\
+      --release 0.8 --min-duration 0.5 --merge-gap 2 --export-clips 20
+
+OUT holds detections.csv and the other formats asked for, summary.csv (events per class, date and hour),
+summary.svg (the same as a picture), errors.csv, and scores/, the scores of all windows. The same command again
+goes on where the last one stopped; with other thresholds or formats it takes seconds, since the scores are there.
+"""
+
+_FORMATS = (
+    *("csv", "parquet", "raven", "raven-combined", "audacity", "birdnet", "kaleidoscope"),
+    "frames",
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    add_inputs_argument(parser)
+    parser.add_argument("-o", "--output", required=True, metavar="OUT", help="folder to write to")
+    parser.add_argument(
+        "--model",
+        required=True,
+        metavar="MODEL",
+        help="model folder, fine-tuned checkpoint or hub owner/name",
+    )
+    parser.add_argument(
+        "--window",
+        type=float,
+        metavar="S",
+        help="seconds of a window (default: what the model was trained on, else 10)",
+    )
+    parser.add_argument(
+        "--hop", type=float, metavar="S", help="seconds between windows (default: half a window)"
+    )
+    parser.add_argument(
+        "--per-step", action="store_true", help="score each time step of 160 ms, for onsets"
+    )
+    parser.add_argument(
+        "--formats",
+        type=_names,
+        default=["csv"],
+        metavar="F,F",
+        help=f"tables to write, of {', '.join(_FORMATS)} (default: csv)",
+    )
+    rules = parser.add_argument_group("what counts as an event")
+    add_threshold_option(rules)
+    rules.add_argument(
+        "--labels", type=_names, metavar="L,L", help="classes to look for (default: all)"
+    )
+    rules.add_argument(
+        "--release",
+        type=float,
+        default=1.0,
+        metavar="R",
+        help="part of the threshold that the score may fall to while an event lasts (default: 1)",
+    )
+    rules.add_argument(
+        "--min-duration", type=float, default=0.0, metavar="S", help="drop events that are shorter"
+    )
+    rules.add_argument(
+        "--merge-gap",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="join events of a class with no more than this between them",
+    )
+    rules.add_argument(
+        "--top-n", type=int, metavar="N", help="only the N best classes can be heard at a time"
+    )
+    times = parser.add_argument_group("date and time, from names such as 20240510_043000.WAV")
+    times.add_argument(
+        "--timezone", metavar="ZONE", help="of the recorders' clocks, such as UTC or Europe/Oslo"
+    )
+    times.add_argument("--convert-to", metavar="ZONE", help="to tell dates and times in")
+    review = parser.add_argument_group("clips to listen to")
+    review.add_argument(
+        "--export-clips",
+        type=int,
+        default=0,
+        metavar="N",
+        help="write N events of each class as WAV into OUT/clips",
+    )
+    review.add_argument(
+        "--clips-by",
+        default="top",
+        choices=("top", "stratified"),
+        help="those with the highest scores (default), or some of every score",
+    )
+    add_inference_options(parser)
+    add_store_options(parser)
+
+
+def run(arguments: argparse.Namespace) -> ExitCode:
+    """Run the command."""
+    of_all, of_labels = read_thresholds(arguments.threshold)
+    check_place(arguments.output)
+
+    from beats_trainer.predictor import BEATsPredictor
+
+    predictor = BEATsPredictor.from_pretrained(
+        arguments.model,
+        device=arguments.device,
+        precision=arguments.precision,
+        batch_size=arguments.batch_size,
+    )
+    base = {} if of_all is None else dict.fromkeys(predictor.labels, of_all)
+    try:
+        found = predictor.detect(
+            arguments.inputs,
+            arguments.output,
+            window_s=arguments.window,
+            hop_s=arguments.hop,
+            per_step=arguments.per_step,
+            labels=arguments.labels,
+            thresholds=base | of_labels or None,
+            release=arguments.release,
+            min_duration_s=arguments.min_duration,
+            merge_gap_s=arguments.merge_gap,
+            top_n=arguments.top_n,
+            timezone=arguments.timezone,
+            convert_to=arguments.convert_to,
+            formats=arguments.formats,
+            num_clips=arguments.export_clips,
+            clips_by=arguments.clips_by,
+            dtype=arguments.dtype,
+            on_error=arguments.on_error,
+            retry_failed=arguments.retry_failed,
+            overwrite=arguments.overwrite,
+        )
+    except KeyboardInterrupt:
+        print(f"Stopped. {arguments.output} is whole; the same command goes on.", file=sys.stderr)
+        raise
+    events = found.events
+    print(
+        f"{len(events):,} events in {found.num_recordings:,} recordings, "
+        f"{found.recorded_s / 3600:,.2f} hours"
+    )
+    if len(events):
+        by_label = events.groupby("label").agg(
+            events=("score", "size"), seconds=("end_time", "sum"), best=("score", "max")
+        )
+        by_label["seconds"] -= events.groupby("label")["start_time"].sum()
+        rows = [
+            (label, int(row["events"]), round(float(row["seconds"]), 1), f"{row['best']:.3f}")
+            for label, row in by_label.sort_values("events", ascending=False).iterrows()
+        ]
+        print(format_table(["label", "events", "seconds", "best score"], rows))
+    for name, paths in found.written.items():
+        more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+        if paths:
+            print(f"{name}: {paths[0]}{more}")
+    failures = found.failures
+    if not len(failures):
+        return ExitCode.OK
+    print(
+        f"{failures['file'].nunique():,} files could not be read, or not all of them; "
+        f"{arguments.output}/errors.csv says why. The first: {failures['file'].iloc[0]}: "
+        f"{failures['reason'].iloc[0]}",
+        file=sys.stderr,
+    )
+    return ExitCode.SOME_FAILED if found.num_recordings else ExitCode.ERROR
+
+
+def _names(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise ConfigError("Expected names with commas between them.")
+    return names
