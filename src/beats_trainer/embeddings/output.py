@@ -10,7 +10,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from beats_trainer.embeddings.parquet import Dtype
+from beats_trainer.atomic import written_whole
+from beats_trainer.embeddings.parquet import Dtype, explained
+from beats_trainer.embeddings.shards import ERRORS_NAME
 from beats_trainer.embeddings.store import open_store
 from beats_trainer.embeddings.store_writer import StoreWriter
 
@@ -56,8 +58,19 @@ def stored_at(
             f"{output} is a folder, and an output ending in .parquet is one file. Name another."
         )
     folder = output.with_name(output.name + ".parts")
+    removed = output.with_name(f".{folder.name}.removed")
+    _remove(removed)  # a run was killed while it removed it
     with StoreWriter(folder, columns, recipe, dtype, overwrite) as writer:
         yield writer
-        open_store(folder).merge_to(output)
-        shutil.copyfile(folder / "errors.csv", output.with_name("errors.csv"))
-    shutil.rmtree(folder)
+        advice = f"All rows are in {folder}; make room, and run the same command again"
+        with explained(output, advice):
+            open_store(folder).merge_to(output)
+            with written_whole(output.with_name(ERRORS_NAME)) as partial:
+                shutil.copyfile(folder / ERRORS_NAME, partial)
+    os.replace(folder, removed)  # first: half of a store would be taken for a store
+    _remove(removed)
+
+
+def _remove(folder: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):  # not there; or another run removes it too
+        shutil.rmtree(folder)

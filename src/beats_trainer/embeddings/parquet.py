@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from beats_trainer.atomic import written_whole
-from beats_trainer.errors import StoreError
+from beats_trainer.errors import BEATsTrainerError, StoreError
 
 __all__ = [
     "FAILURES_KEY",
@@ -31,6 +31,7 @@ __all__ = [
     "Dtype",
     "Footer",
     "Vectors",
+    "explained",
     "opened_parquet",
     "printable_name",
     "printable_names",
@@ -225,6 +226,26 @@ def write_parquet(
         sink.flush()
         os.fsync(sink.fileno())
     sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def explained(path: Path, advice: str) -> Iterator[None]:
+    """Say of a failure to write, inside, which file it was and what to do.
+
+    Args:
+        path: The file.
+        advice: What is whole all the same, and what to do.
+
+    Raises:
+        OSError: With the number of the one that was raised inside.
+    """
+    try:
+        yield
+    except BEATsTrainerError:
+        raise
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OSError(error.errno, f"Cannot write {path}: {reason}. {advice}") from error
 
 
 def sync_folder(folder: Path) -> None:
