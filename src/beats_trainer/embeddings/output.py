@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from beats_trainer.atomic import written_whole
 from beats_trainer.embeddings.parquet import Dtype
 from beats_trainer.embeddings.store import open_store
 from beats_trainer.embeddings.store_writer import StoreWriter
@@ -30,7 +31,8 @@ def stored_at(
 
     Args:
         output: A folder; or a file ending in ``.parquet``, for which the store lies in a folder
-            ``OUTPUT.parts`` until it is complete, also over a kill.
+            ``OUTPUT.parts`` until it is complete, also over a kill. Beside the file, ``NAME.errors.csv`` lists
+            what could not be read, if there is anything.
         columns: As for `StoreWriter`; the other arguments too.
 
     Yields:
@@ -59,5 +61,10 @@ def stored_at(
     with StoreWriter(folder, columns, recipe, dtype, overwrite) as writer:
         yield writer
         open_store(folder).merge_to(output)
-        shutil.copyfile(folder / "errors.csv", output.with_name("errors.csv"))
+        failures = open_store(folder).failures
+        errors = output.with_name(f"{output.stem}.errors.csv")
+        errors.unlink(missing_ok=True)
+        if len(failures):
+            with written_whole(errors) as partial:
+                failures.to_csv(partial, index=False)
     shutil.rmtree(folder)
