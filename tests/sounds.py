@@ -5,6 +5,7 @@ from pathlib import Path
 import av
 import numpy as np
 import soundfile
+from scipy import signal
 
 
 def tone(seconds=1.0, frequency=440.0, sample_rate=16_000, seed=0, noise=0.01):
@@ -13,6 +14,13 @@ def tone(seconds=1.0, frequency=440.0, sample_rate=16_000, seed=0, noise=0.01):
     random = np.random.default_rng(seed)
     sine = 0.5 * np.sin(2 * np.pi * frequency * time)
     return (sine + noise * random.standard_normal(len(time))).astype(np.float32)
+
+
+def sweep(seconds, sample_rate):
+    """A sound that is different at every time, below every Nyquist frequency used here."""
+    time = np.arange(round(seconds * sample_rate)) / sample_rate
+    chirp = signal.chirp(time, 100, seconds, 1500)
+    return (0.4 * chirp * (0.6 + 0.4 * np.sin(2 * np.pi * 0.7 * time))).astype(np.float32)
 
 
 def write_tone(path, seconds=1.0, frequency=440.0, sample_rate=16_000, seed=0, subtype=None):

@@ -351,15 +351,12 @@ class BEATsFeatureExtractor:
         embeddings = (
             np.stack([row for _, row in rows]) if rows else np.zeros((0, width), np.float32)
         )
-        recipe = {
-            **self.get_model_info(),
-            "precision": encoded.precision,
-            "window_s": window_s,
-            "hop_s": window_s if hop_s is None else hop_s,
-            "attention_window_s": self.window_s,  # longer windows, or files, are encoded in such pieces
-            "weights_sha256": hash_weights(self.model),
-            "beats_trainer_version": __version__,
-        }
+        recipe = self._recipe(
+            (check_layer(self.layer, self.config.encoder_layers),),
+            encoded.precision,
+            window_s=window_s,
+            hop_s=hop_s,
+        )
         files = [clip.file for clip, _ in rows]
         return EmbeddingTable(
             files, starts, starts + spans, embeddings, recipe, list(failures.values())
@@ -438,19 +435,14 @@ class BEATsFeatureExtractor:
         windowing = Windowing(window_s, hop_s, encoder.grid if per_step else None)
         names = [f"embedding_layer_{layer}" for layer in encoder.layers]
         names = names if layers is not None else ["embedding"]
-        recipe = {
-            "kind": "embeddings",
-            "weights_sha256": hash_weights(self.model),
-            "pooling": self.pooling,
-            "layers": list(encoder.layers),
-            "per_step": per_step,
-            "normalize": normalize,
-            "window_s": window_s,
-            "hop_s": window_s if hop_s is None else hop_s,
-            "attention_window_s": self.window_s,
-            "precision": encoder.precision,
-            "notes": self._notes(),
-        }
+        recipe = self._recipe(
+            encoder.layers,
+            encoder.precision,
+            window_s=window_s,
+            hop_s=hop_s,
+            per_step=per_step,
+            normalize=normalize,
+        )
 
         def to_columns(values: FloatArray) -> dict[str, FloatArray]:
             values = _unit_length(values) if normalize else values
@@ -475,12 +467,33 @@ class BEATsFeatureExtractor:
             )
         return open_store(output)
 
-    def _notes(self) -> dict[str, Any]:
-        """What is good to know of how rows were made, and does not change them."""
+    def _recipe(
+        self,
+        layers: Sequence[Any],
+        precision: str,
+        *,
+        window_s: float | None,
+        hop_s: float | None,
+        per_step: bool = False,
+        normalize: bool = False,
+    ) -> dict[str, Any]:
+        """How rows are made; what does not change them stands under ``"notes"``."""
         return {
-            "model": None if self.model_path is None else str(self.model_path),
-            "device": str(self.device),
-            "beats_trainer_version": __version__,
+            "kind": "embeddings",
+            "weights_sha256": hash_weights(self.model),
+            "pooling": self.pooling,
+            "layers": list(layers),
+            "per_step": per_step,
+            "normalize": normalize,
+            "window_s": window_s,
+            "hop_s": window_s if hop_s is None else hop_s,
+            "attention_window_s": self.window_s,  # longer windows, or files, are encoded in such pieces
+            "precision": precision,
+            "notes": {
+                "model": None if self.model_path is None else str(self.model_path),
+                "device": str(self.device),
+                "beats_trainer_version": __version__,
+            },
         }
 
     def get_feature_dim(self) -> int:

@@ -9,19 +9,11 @@ import av
 import numpy as np
 import pytest
 import soundfile
-from scipy import signal
 from scipy.io import wavfile
 
 from beats_trainer.audio import load_audio, probe_audio, to_waveform
 from beats_trainer.errors import AudioError, AudioNotFoundError
-from sounds import encode, tone, write_tone
-
-
-def sweep(seconds, sample_rate):
-    """A sound that is different at every time, below every Nyquist frequency used here."""
-    time = np.arange(round(seconds * sample_rate)) / sample_rate
-    chirp = signal.chirp(time, 100, seconds, 1500)
-    return (0.4 * chirp * (0.6 + 0.4 * np.sin(2 * np.pi * 0.7 * time))).astype(np.float32)
+from sounds import encode, sweep, tone, write_tone
 
 
 @pytest.mark.parametrize(
@@ -75,57 +67,6 @@ def test_what_16_khz_cannot_hold_does_not_fold_back(tmp_path):
     soundfile.write(tmp_path / "a.wav", 0.5 * np.sin(2 * np.pi * 9_500 * time), 48_000)
 
     assert np.abs(load_audio(tmp_path / "a.wav")[800:-800]).max() < 1e-4
-
-
-# File, who writes it, what it is asked for. The native AAC encoder is told to leave its synthetic noise
-# out, because that is another one wherever a decoder starts; `with_noise.m4a` has it.
-CONTAINERS = [
-    ("a.wav", soundfile, None),
-    ("a.flac", soundfile, None),
-    ("a.ogg", soundfile, "VORBIS"),
-    ("a.opus", soundfile, "OPUS"),
-    ("a.mp3", soundfile, None),
-    ("a.aiff", soundfile, None),
-    ("a.au", soundfile, None),
-    ("a.caf", soundfile, None),
-    ("a.rf64", soundfile, None),
-    ("a.w64", soundfile, None),
-    ("gsm.wav", soundfile, "GSM610"),
-    ("adpcm.wav", soundfile, "IMA_ADPCM"),
-    ("a.m4a", "aac", {"aac_pns": "0"}),
-    ("with_noise.m4a", "aac", {}),
-    ("index_first.m4a", "aac", {"aac_pns": "0", "container": {"movflags": "faststart"}}),
-    (
-        "in_fragments.mp4",
-        "aac",
-        {"aac_pns": "0", "container": {"movflags": "frag_keyframe+empty_moov"}},
-    ),
-    ("lossless.m4a", "alac", {}),
-    ("a.aac", "aac", {"aac_pns": "0"}),
-    ("a.mka", "aac", {"aac_pns": "0"}),
-    ("a.webm", "libopus", {}),
-    ("ffmpeg.opus", "libopus", {}),
-    ("ffmpeg.mp3", "libmp3lame", {}),
-    ("no_count.mp3", "libmp3lame", {"container": {"write_xing": "0"}}),
-    ("a.mp2", "mp2", {}),
-    ("a.wma", "wmav2", {}),
-    ("a.wv", "wavpack", {}),
-]
-
-
-@pytest.fixture(scope="module", params=CONTAINERS, ids=lambda item: item[0])
-def encoded(request, tmp_path_factory):
-    name, writer, options = request.param
-    path = tmp_path_factory.mktemp("encoded") / name
-    rate = {"gsm.wav": 8_000}.get(name, 48_000 if name.endswith(("opus", "webm")) else 44_100)
-    samples = sweep(6.0, rate)
-    if writer is soundfile:
-        container = {".opus": "OGG", ".rf64": "RF64"}.get(path.suffix)
-        soundfile.write(path, samples, rate, format=container, subtype=options)
-    else:
-        is_lossy = writer in ("aac", "libopus", "libmp3lame", "mp2", "wmav2")
-        encode(path, samples, rate, writer, bit_rate=128_000 if is_lossy else None, **options)
-    return path, samples, rate
 
 
 DELAYS = {

@@ -54,8 +54,8 @@ def test_embed_writes_what_the_python_call_gives(here, tmp_path, capsys):
     assert table.file == expected.file
     np.testing.assert_array_equal(table.start_time, expected.start_time)
     np.testing.assert_allclose(table.embeddings, expected.embeddings, atol=1e-6)
-    assert table.recipe["pooling_method"] == "max"
-    assert f"{len(table)} embeddings of 10 files" in capsys.readouterr().out
+    assert table.recipe == expected.recipe
+    assert f"{len(table)} rows of 10 files" in capsys.readouterr().out
 
 
 def test_embed_reads_which_files_from_standard_input(here, tmp_path, monkeypatch):
@@ -69,30 +69,31 @@ def test_embed_reads_which_files_from_standard_input(here, tmp_path, monkeypatch
     assert read_embeddings(out).file == files
 
 
-def test_embed_stops_at_an_unreadable_file_and_writes_nothing(half_broken, tmp_path, capsys):
+def test_embed_stops_at_an_unreadable_file_if_asked_to(half_broken, tmp_path, capsys):
     out = tmp_path / "out" / "embeddings.parquet"
+    arguments = ["embed", str(half_broken), "-o", str(out), "--on-error", "raise"]
 
-    assert main(["embed", str(half_broken), "-o", str(out), "--model", MODEL, *CPU]) == 1
+    assert main([*arguments, "--model", MODEL, *CPU]) == 1
 
     assert "b.wav" in capsys.readouterr().err
-    assert list(out.parent.iterdir()) == []
+    assert not out.exists()
 
 
 def test_embed_skips_an_unreadable_file_and_says_why_in_errors_csv(half_broken, tmp_path, capsys):
     out = tmp_path / "embeddings.parquet"
-    arguments = ["embed", str(half_broken), "-o", str(out), "--model", MODEL, "--on-error", "skip"]
+    arguments = ["embed", str(half_broken), "-o", str(out), "--model", MODEL]
 
     assert main([*arguments, *CPU]) == 3
 
-    errors = pd.read_csv(tmp_path / "errors.csv")
+    errors = pd.read_csv(tmp_path / "embeddings.errors.csv")
     assert [file.rsplit("/")[-1] for file in read_embeddings(out).file] == ["a.wav", "c.wav"]
     assert errors["file"].tolist() == [str(half_broken / "b.wav")]
     assert errors["reason"].str.len().min() > 0
-    assert "1 of 3 files" in capsys.readouterr().err
+    assert "1 file could not be read" in capsys.readouterr().err
 
     (half_broken / "b.wav").unlink()
     assert main([*arguments, *CPU]) == 0
-    assert pd.read_csv(tmp_path / "errors.csv").empty
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["embeddings.parquet", "mixed"]
 
 
 @pytest.mark.parametrize(
@@ -121,10 +122,22 @@ def test_a_batch_without_clips_is_a_usage_error(arguments, capsys):
     assert "must be a whole number of at least 1, not '0'" in capsys.readouterr().err
 
 
-def test_an_output_that_is_a_folder_is_refused_before_the_work(here, tmp_path, capsys):
-    assert main(["embed", "recordings", "-o", str(tmp_path), "--model", "not/there.pt"]) == 1
+def test_an_output_below_a_file_is_refused_before_the_work(here, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    out = str(tmp_path / "file" / "out")
 
-    assert "is a folder" in capsys.readouterr().err
+    assert main(["embed", "recordings", "-o", out, "--model", "not/there.pt"]) == 1
+
+    assert "is a file, not a folder" in capsys.readouterr().err
+
+
+def test_a_folder_that_holds_something_else_is_no_output(here, tmp_path, capsys):
+    (tmp_path / "thesis.txt").write_text("")
+
+    assert main(["embed", "recordings", "-o", str(tmp_path), "--model", MODEL, *CPU]) == 1
+
+    assert "holds no store" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
 def test_predict_shows_the_best_labels_and_writes_all_scores(here, tmp_path, capsys):

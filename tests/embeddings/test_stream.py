@@ -233,9 +233,9 @@ def test_a_recording_that_cannot_be_entered_anywhere_is_decoded_once(
     opened = []
 
     class Spy(pieces.AudioReader):
-        def __init__(self, file):
+        def __init__(self, file, overlap_s):
             opened.append(file)
-            super().__init__(file)
+            super().__init__(file, overlap_s)
 
     monkeypatch.setattr(pieces, "AudioReader", Spy)
 
@@ -253,7 +253,7 @@ def test_a_recording_read_in_turns_that_vanishes_fails_window_by_window(
     monkeypatch.setattr(pieces, "_BLOCKS_AHEAD", 1)
     file = write_encoded(tmp_path / "a.mp3", tone(30.0), 16_000, "libmp3lame")
 
-    def gone(_):
+    def gone(file, overlap_s):
         raise AudioError(str(file), "the drive is away.")
 
     monkeypatch.setattr(pieces, "AudioReader", gone)

@@ -261,6 +261,11 @@ class _SoundfileDecoder:
         last_seek = self.source.last_seek
         position = start if last_seek is None else min(start, last_seek)
         try:
+            if last_seek is not None and self._position != 0:
+                # libsndfile finds wrong samples in one of three places of a Vorbis file that it has read
+                # from, and the right ones in a file just opened.
+                self._sound.close()
+                self._sound = _open_with_soundfile(self.source)
             if self.source.seeking == "direct":
                 # To 0 too: else libsndfile starts FFmpeg's Opus in the wrong place.
                 self._sound.seek(position)

@@ -33,9 +33,6 @@ __all__ = ["AudioInfo", "AudioReader", "load_audio", "probe_audio"]
 _CONTEXT = 320
 """Samples on both sides of a part, at the lower of the two rates: 20 ms at 16 kHz."""
 
-_KEPT = 2**21
-"""Mono samples kept of what was decoded last, for a part that begins before its end: 43 s at 48 kHz."""
-
 
 @dataclass(frozen=True)
 class AudioInfo:
@@ -112,7 +109,7 @@ def load_audio(
         ValueError: If ``start_s`` is negative or ``duration_s`` is not positive.
     """
     _check_part(start_s, duration_s)
-    with AudioReader(file) as reader:
+    with AudioReader(file, overlap_s=0) as reader:
         return reader.read(start_s, duration_s)
 
 
@@ -120,14 +117,17 @@ class AudioReader:
     """A recording held open, to read one part after the other.
 
     Each part is what `load_audio` gives for it, and reading a recording forward costs what decoding it
-    once costs, in every format: the decoder goes on where it stopped. Parts may overlap by some 20 s.
-    Going further back is allowed, and costs a new start where `AudioInfo.is_seekable` is false.
+    once costs, in every format: the decoder goes on where it stopped. Going back further than
+    ``overlap_s`` is allowed, and costs a new start where `AudioInfo.is_seekable` is false.
 
-    One thread at a time may use a reader; open one for each. It keeps the file open until it is closed;
-    of a file that grows meanwhile, it gives what was there when it was opened.
+    One thread at a time may use a reader; open one for each. It keeps the file open, and opens it again
+    to go back in some formats and to seek in OGG Vorbis. Of a file that grows meanwhile, it gives what was
+    there at first; of one that is gone or another when it is opened again, an error.
 
     Args:
         file: A path or a URL, as for `load_audio`.
+        overlap_s: Seconds by which a part may begin before the end of the one before it; so much of the
+            mono sound is kept in memory, at the file's rate, where places are not found at once.
 
     Attributes:
         info: What `probe_audio` gives.
@@ -135,6 +135,7 @@ class AudioReader:
     Raises:
         AudioNotFoundError: If there is no such file.
         AudioError: If it is not audio, holds no samples, or is cut off, or a URL cannot be fetched.
+        ValueError: If ``overlap_s`` is negative.
 
     Example:
         >>> import soundfile, tempfile
@@ -147,11 +148,13 @@ class AudioReader:
 
     info: AudioInfo
 
-    def __init__(self, file: str | os.PathLike[str]) -> None:
+    def __init__(self, file: str | os.PathLike[str], overlap_s: float = 10.0) -> None:
+        if not overlap_s >= 0:
+            raise ValueError(f"overlap_s must not be negative, not {overlap_s}.")
         self._file = os.fspath(file)
         self._copy = LocalCopy(self._file) if is_url(self._file) else None
         self._decoder: Decoder | None = None
-        self._kept = _Kept()
+        self._kept = _Kept(0)
         try:
             self._path = self._file if self._copy is None else self._copy.__enter__()
             self._decoder = open_decoder(self._file, self._path)
@@ -160,14 +163,18 @@ class AudioReader:
             raise
         self._source = self._decoder.source
         self.info = _info(self._source)
+        # A part begins earlier by its context and to where the grids meet, and the last one ended later.
+        rate = self._source.sample_rate
+        margin = 2 * _CONTEXT * math.ceil(rate / SAMPLE_RATE) + aligned_ratio(rate)[0] + 2
+        self._kept = _Kept(math.ceil(overlap_s * rate) + margin)
 
     def read(self, start_s: float = 0.0, duration_s: float | None = None) -> NDArray[np.float32]:
         """Load a part; arguments, result and errors are those of `load_audio`.
 
         Raises:
             AudioNotFoundError: If the file had to be opened again, and is gone.
-            AudioError: If it is damaged or cut off, has a sample that is not a number, or ends before
-                ``start_s``.
+            AudioError: If it is damaged or cut off, has a sample that is not a number, ends before
+                ``start_s``, or was changed since it was first opened.
             ValueError: If ``start_s`` is negative or ``duration_s`` is not positive, or if the reader is
                 closed.
         """
@@ -279,7 +286,8 @@ class AudioReader:
 class _Kept:
     """The mono samples that were decoded last, for a part that begins before their end."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_samples: int) -> None:
+        self._num_samples = num_samples
         self._pieces: deque[NDArray[np.float32]] = deque()
         self._start = self._stop = 0
 
@@ -289,7 +297,7 @@ class _Kept:
             self._start = self._stop = start
         self._pieces.append(piece)
         self._stop += len(piece)
-        while self._stop - self._start - len(self._pieces[0]) >= _KEPT:
+        while self._stop - self._start - len(self._pieces[0]) >= self._num_samples:
             self._start += len(self._pieces.popleft())
 
     def pieces(self, start: int, stop: int) -> Iterator[NDArray[np.float32]]:

@@ -15,12 +15,13 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
 from types import TracebackType
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
-import fsspec
-from fsspec.implementations.local import LocalFileSystem
-
 from beats_trainer.errors import AudioError, AudioNotFoundError
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
 
 __all__ = ["LocalCopy", "is_url"]
 
@@ -64,6 +65,9 @@ class LocalCopy:
         self._held: _Held | None = None
 
     def __enter__(self) -> str:
+        import fsspec.core  # only for URLs: it takes a fifth of this package's time to import
+        from fsspec.implementations.local import LocalFileSystem
+
         try:
             system, place = fsspec.core.url_to_fs(self._url)
         except Exception as error:  # see _fetch
@@ -85,7 +89,7 @@ class LocalCopy:
             self._held = None
 
 
-def _fetch(url: str, system: fsspec.AbstractFileSystem, place: str, path: str) -> None:
+def _fetch(url: str, system: "AbstractFileSystem", place: str, path: str) -> None:
     try:
         system.get_file(place, path)
         if not os.path.isfile(path):

@@ -4,10 +4,9 @@ Twin of ``BEATsPredictor(model).detect(recordings, out, ...)``.
 """
 
 import argparse
-import sys
 
 from beats_trainer.cli.exit_code import ExitCode
-from beats_trainer.cli.output import check_place, format_table
+from beats_trainer.cli.output import check_place, format_table, tell_failures
 from beats_trainer.cli.recordings import (
     add_inference_options,
     add_inputs_argument,
@@ -121,6 +120,10 @@ def run(arguments: argparse.Namespace) -> ExitCode:
     of_all, of_labels = read_thresholds(arguments.threshold)
     check_place(arguments.output)
 
+    from beats_trainer.loading import find_clips
+
+    clips = find_clips(arguments.inputs)
+
     from beats_trainer.predictor import BEATsPredictor
 
     predictor = BEATsPredictor.from_pretrained(
@@ -130,32 +133,28 @@ def run(arguments: argparse.Namespace) -> ExitCode:
         batch_size=arguments.batch_size,
     )
     base = {} if of_all is None else dict.fromkeys(predictor.labels, of_all)
-    try:
-        found = predictor.detect(
-            arguments.inputs,
-            arguments.output,
-            window_s=arguments.window,
-            hop_s=arguments.hop,
-            per_step=arguments.per_step,
-            labels=arguments.labels,
-            thresholds=base | of_labels or None,
-            release=arguments.release,
-            min_duration_s=arguments.min_duration,
-            merge_gap_s=arguments.merge_gap,
-            top_n=arguments.top_n,
-            timezone=arguments.timezone,
-            convert_to=arguments.convert_to,
-            formats=arguments.formats,
-            num_clips=arguments.export_clips,
-            clips_by=arguments.clips_by,
-            dtype=arguments.dtype,
-            on_error=arguments.on_error,
-            retry_failed=arguments.retry_failed,
-            overwrite=arguments.overwrite,
-        )
-    except KeyboardInterrupt:
-        print(f"Stopped. {arguments.output} is whole; the same command goes on.", file=sys.stderr)
-        raise
+    found = predictor.detect(
+        clips,
+        arguments.output,
+        window_s=arguments.window,
+        hop_s=arguments.hop,
+        per_step=arguments.per_step,
+        labels=arguments.labels,
+        thresholds=base | of_labels or None,
+        release=arguments.release,
+        min_duration_s=arguments.min_duration,
+        merge_gap_s=arguments.merge_gap,
+        top_n=arguments.top_n,
+        timezone=arguments.timezone,
+        convert_to=arguments.convert_to,
+        formats=arguments.formats,
+        num_clips=arguments.export_clips,
+        clips_by=arguments.clips_by,
+        dtype=arguments.dtype,
+        on_error=arguments.on_error,
+        retry_failed=arguments.retry_failed,
+        overwrite=arguments.overwrite,
+    )
     events = found.events
     print(
         f"{len(events):,} events in {found.num_recordings:,} recordings, "
@@ -178,12 +177,7 @@ def run(arguments: argparse.Namespace) -> ExitCode:
     failures = found.failures
     if not len(failures):
         return ExitCode.OK
-    print(
-        f"{failures['file'].nunique():,} files could not be read, or not all of them; "
-        f"{arguments.output}/errors.csv says why. The first: {failures['file'].iloc[0]}: "
-        f"{failures['reason'].iloc[0]}",
-        file=sys.stderr,
-    )
+    tell_failures(failures, f"{arguments.output}/errors.csv")
     return ExitCode.SOME_FAILED if found.num_recordings else ExitCode.ERROR
 
 

@@ -4,10 +4,9 @@ Twin of ``BEATsFeatureExtractor(model).embed_to(inputs, out, window_s, hop_s)``.
 """
 
 import argparse
-import sys
 
 from beats_trainer.cli.exit_code import ExitCode
-from beats_trainer.cli.output import check_place
+from beats_trainer.cli.output import check_place, tell_failures
 from beats_trainer.cli.recordings import (
     add_inference_options,
     add_inputs_argument,
@@ -88,6 +87,10 @@ def run(arguments: argparse.Namespace) -> ExitCode:
         raise ConfigError("--hop needs --window: without it each file is embedded as a whole.")
     check_place(arguments.output)
 
+    from beats_trainer.loading import find_clips
+
+    clips = find_clips(arguments.inputs)
+
     from beats_trainer.feature_extractor import BEATsFeatureExtractor
 
     extractor = BEATsFeatureExtractor(
@@ -99,7 +102,7 @@ def run(arguments: argparse.Namespace) -> ExitCode:
         batch_size=arguments.batch_size,
     )
     store = extractor.embed_to(
-        arguments.inputs,
+        clips,
         arguments.output,
         arguments.window,
         arguments.hop,
@@ -119,12 +122,9 @@ def run(arguments: argparse.Namespace) -> ExitCode:
     )
     if not len(failures):
         return ExitCode.OK
-    where = "errors.csv beside it" if store.path.is_file() else f"{store.path / 'errors.csv'}"
-    print(
-        f"{failures['file'].nunique():,} files could not be read, or not all of them; {where} says why. "
-        f"The first: {failures['file'].iloc[0]}: {failures['reason'].iloc[0]}",
-        file=sys.stderr,
-    )
+    errors = f"{store.path.stem}.errors.csv" if store.path.is_file() else "errors.csv"
+    where = str(store.path.parent / errors if store.path.is_file() else store.path / errors)
+    tell_failures(failures, where)
     return ExitCode.SOME_FAILED if len(store) else ExitCode.ERROR
 
 

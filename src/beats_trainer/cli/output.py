@@ -1,10 +1,15 @@
 """How commands show tables and write files."""
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-__all__ = ["check_output", "check_place", "format_table"]
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["check_output", "check_place", "format_table", "tell_failures"]
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -62,6 +67,23 @@ def check_place(path: str) -> Path:
     if not os.access(above, os.W_OK):
         raise PermissionError(f"Nothing can be written to the folder {above}.")
     return output
+
+
+def tell_failures(failures: "pd.DataFrame", where: str) -> None:
+    """Say on standard error how many files could not be read, and the first of them.
+
+    Args:
+        failures: ``file`` and ``reason``, at least one row.
+        where: The file that lists them all.
+    """
+    num_files = failures["file"].nunique()
+    files = "1 file" if num_files == 1 else f"{num_files:,} files"
+    first = failures.iloc[0]
+    print(
+        f"{files} could not be read, or not all of it; {where} says why. "
+        f"The first: {first['file']}: {first['reason']}",
+        file=sys.stderr,
+    )
 
 
 def _text(value: object) -> str:

@@ -82,6 +82,10 @@ def run(arguments: argparse.Namespace) -> ExitCode:
     of_all, of_labels = read_thresholds(arguments.threshold)
     output = check_output(arguments.output) if arguments.output else None
 
+    from beats_trainer.loading import find_clips
+
+    clips = find_clips(arguments.inputs)
+
     from beats_trainer.predictor import BEATsPredictor
 
     predictor = BEATsPredictor.from_pretrained(
@@ -92,7 +96,7 @@ def run(arguments: argparse.Namespace) -> ExitCode:
     )
     base = {} if of_all is None else dict.fromkeys(predictor.labels, of_all)
     pieces = predictor.predict_stream(
-        arguments.inputs,
+        clips,
         window_s=arguments.window,
         hop_s=arguments.hop,
         top_k=arguments.top if arguments.only_top else None,
@@ -152,9 +156,13 @@ def _shown(table: "pd.DataFrame", predictor: "BEATsPredictor", top: int) -> str:
                 if f"label{suffix}" in record
             ]
         for rank, (label, score) in enumerate(best):
-            place = [record[name] if rank == 0 else "" for name in places]
+            place = [_place(record[name]) if rank == 0 else "" for name in places]
             rows.append((*place, label, f"{score:.3f}", "yes" if label in heard else "no"))
     return format_table([*places, "label", "score", "detected"], rows)
+
+
+def _place(value: object) -> str:
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
 def _by_score(item: tuple[float, int]) -> tuple[float, int]:

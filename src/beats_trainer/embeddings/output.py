@@ -12,7 +12,6 @@ from typing import Any
 
 from beats_trainer.atomic import written_whole
 from beats_trainer.embeddings.parquet import Dtype, explained
-from beats_trainer.embeddings.shards import ERRORS_NAME
 from beats_trainer.embeddings.store import open_store
 from beats_trainer.embeddings.store_writer import StoreWriter
 
@@ -32,7 +31,8 @@ def stored_at(
 
     Args:
         output: A folder; or a file ending in ``.parquet``, for which the store lies in a folder
-            ``OUTPUT.parts`` until it is complete, also over a kill.
+            ``OUTPUT.parts`` until it is complete, also over a kill. Beside the file, ``NAME.errors.csv`` lists
+            what could not be read, if there is anything.
         columns: As for `StoreWriter`; the other arguments too.
 
     Yields:
@@ -62,12 +62,19 @@ def stored_at(
     _remove(removed)  # a run was killed while it removed it
     with StoreWriter(folder, columns, recipe, dtype, overwrite) as writer:
         yield writer
-        advice = f"All rows are in {folder}; make room, and run the same command again"
-        with explained(output, advice):
-            open_store(folder).merge_to(output)
-            with written_whole(output.with_name(ERRORS_NAME)) as partial:
-                shutil.copyfile(folder / ERRORS_NAME, partial)
-    os.replace(folder, removed)  # first: half of a store would be taken for a store
+        store = open_store(folder)
+        failures = store.failures
+        errors = output.with_name(f"{output.stem}.errors.csv")
+        with explained(
+            output, f"All rows are in {folder}; make room, and run the same command again"
+        ):
+            store.merge_to(output)
+            if len(failures):
+                with written_whole(errors) as partial:
+                    failures.to_csv(partial, index=False)
+            else:
+                errors.unlink(missing_ok=True)
+    os.replace(folder, removed)  # first: half of a store is no store, and would be in the way
     _remove(removed)
 
 

@@ -234,7 +234,7 @@ class _Recording:
             self._changed.wait_for(lambda: self._next == turn)
         try:
             if self._reader is None:
-                self._reader = AudioReader(self.file)
+                self._reader = AudioReader(self.file, _BLOCK_SAMPLES / SAMPLE_RATE)
             return _read_spans(spans, self._reader.read)
         except AudioError as error:  # it cannot even be opened
             return [error for _ in spans]

@@ -130,6 +130,7 @@ class StoreWriter:
         self._journal = Journal()
         self._next_number = 0
         self._make_folder()
+        self._check_is_ours()
         self._lock = filelock.FileLock(self.folder / _LOCK_NAME)
         self._take_lock()
         try:
@@ -268,6 +269,15 @@ class StoreWriter:
                 "choose another output",
             ) from error
 
+    def _check_is_ours(self) -> None:
+        """Refuse a folder with something else in it, before anything is put there."""
+        visible = [path.name for path in self.folder.iterdir() if not path.name.startswith(".")]
+        if visible and read_description(self.folder) is None and not list_shards(self.folder):
+            raise StoreError(
+                f"{self.folder} is not empty and holds no store (first of what it holds: "
+                f"{sorted(visible)[0]}). Nothing was changed; choose another output."
+            )
+
     def _take_lock(self) -> None:
         holder = self.folder / _HOLDER_NAME
         try:
@@ -288,13 +298,6 @@ class StoreWriter:
 
     def _open(self, overwrite: bool) -> None:
         description = read_description(self.folder)
-        shards = list_shards(self.folder)
-        visible = [path.name for path in self.folder.iterdir() if not path.name.startswith(".")]
-        if visible and description is None and not shards:
-            raise StoreError(
-                f"{self.folder} is not empty and holds no store (first of what it holds: "
-                f"{sorted(visible)[0]}). Nothing was changed; choose another output."
-            )
         self._remove_leftovers()
         if overwrite:
             self._remove_store()
