@@ -4,6 +4,7 @@ run -> [store in a folder -> merged where one file was asked for] -> output
 """
 
 import contextlib
+import glob
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -59,12 +60,15 @@ def stored_at(
         )
     folder = output.with_name(output.name + ".parts")
     removed = output.with_name(f".{folder.name}.removed")
-    _remove(removed)  # a run was killed while it removed it
+    errors = output.with_name(f"{output.stem}.errors.csv")
     with StoreWriter(folder, columns, recipe, dtype, overwrite) as writer:
+        _remove(removed)  # what a run that was killed left, at this point or while it merged
+        for name in (output.name, errors.name):
+            for partial in output.parent.glob(f".{glob.escape(name)}.*.part"):
+                partial.unlink()
         yield writer
         store = open_store(folder)
         failures = store.failures
-        errors = output.with_name(f"{output.stem}.errors.csv")
         with explained(
             output, f"All rows are in {folder}; make room, and run the same command again"
         ):

@@ -276,7 +276,10 @@ def opened_parquet(path: Path) -> Iterator[Any]:
         DamagedParquetError: If it is damaged, noticed here or when it is read from.
         OSError: If it cannot be opened or read.
     """
-    with path.open("rb") as source:
+    # Not a file of Python's: Arrow's threads let go of what they read a moment after we have it, and a Python
+    # object that is let go of while Python ends aborts the process (apache/arrow#50482). As bytes, the
+    # name may be no text.
+    with pa.OSFile(os.fsencode(path)) as source:
         try:
             with pq.ParquetFile(source, page_checksum_verification=True) as file:
                 yield file
