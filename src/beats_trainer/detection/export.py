@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from beats_trainer.atomic import written_whole
 from beats_trainer.audio.decode import Source, find_source, open_decoder
 from beats_trainer.errors import AudioError
+from beats_trainer.file_names import printable_name
 
 __all__ = ["CLIP_COLUMNS", "export_clips"]
 
@@ -132,7 +133,7 @@ def export_clips(
                 samples = _read(source, start_s, min(end_s, start_s + max_duration_s), context_s)
             except AudioError as error:
                 failures[file] = error.reason
-                log.warning("No clips of %s: %s", printable(file), error.reason)
+                log.warning("No clips of %s: %s", printable_name(file), error.reason)
                 continue
             stem = _safe(os.path.splitext(os.path.basename(file))[0], _MAX_STEM_BYTES)
             name = names(
@@ -141,7 +142,7 @@ def export_clips(
             clip = f"{subfolder}/{name}.wav"
             (root / subfolder).mkdir(exist_ok=True)
             _write_wav(root / clip, samples, source)
-            clips.append((clip, printable(file), start_s, end_s, str(label), score, ""))
+            clips.append((clip, printable_name(file), start_s, end_s, str(label), score, ""))
         num_written = len(clips) - num_before
         if num_written < num_wanted:
             reason = "the other recordings could not be read."
@@ -151,7 +152,7 @@ def export_clips(
 
 
 def _errors_of(failures: dict[str, str]) -> pd.DataFrame:
-    rows = [(printable(file), reason) for file, reason in failures.items()]
+    rows = [(printable_name(file), reason) for file, reason in failures.items()]
     return pd.DataFrame(rows, columns=["file", "reason"])
 
 
@@ -159,16 +160,6 @@ def _write_csv(path: Path, table: pd.DataFrame) -> pd.DataFrame:
     with written_whole(path) as partial:
         table.to_csv(partial, index=False, lineterminator="\n")
     return table
-
-
-def printable(name: str) -> str:
-    r"""A file's name as text that can be written: bytes that are no UTF-8 become ``\xff``.
-
-    Example:
-        >>> printable("caf\udce9.wav")
-        'caf\\xe9.wav'
-    """
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _in_time_order(events: pd.DataFrame) -> pd.DataFrame:
