@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from beats_trainer.datasets.labels import LABEL_SEPARATOR
 from beats_trainer.embeddings.windowed import Window
 from beats_trainer.errors import AudioError
+from beats_trainer.file_names import printable_name
 
 __all__ = ["PredictionTables", "score_columns"]
 
@@ -107,7 +108,8 @@ class PredictionTables:
         scores = np.full((len(windows), len(self.labels)), np.nan, np.float32)
         if embeddings:
             scores[has_scores] = to_scores(np.stack(embeddings))
-        columns: dict[str, Any] = {"file": [window.clip.file for window in windows]}
+        files = [printable_name(window.clip.file) for window in windows]
+        columns: dict[str, Any] = {"file": files}
         if self.has_times:
             times = [(window.start_time, window.end_time) for window in windows]
             columns["start_time"] = np.array([start for start, _ in times], np.float64)

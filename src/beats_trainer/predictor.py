@@ -150,7 +150,8 @@ class BEATsPredictor:
             progress: Show a progress bar; ``None`` shows one on a terminal.
 
         Returns:
-            One row per clip or window, in the order given: ``file``; ``start_time`` and ``end_time`` in
+            One row per clip or window, in the order given: ``file``, with bytes that are no text written
+            ``\\xff``; ``start_time`` and ``end_time`` in
             seconds, where there are windows or parts of files; ``label``, of the highest score; ``score``;
             ``detected``; then one column per class (`score_columns`), or ``label_2``, ``score_2`` and so
             on to ``top_k``.
