@@ -226,6 +226,31 @@ def test_other_thresholds_formats_and_rules_run_no_network(predictor, recordings
     assert second.written["raven"]
 
 
+def test_tables_of_an_earlier_run_that_are_not_written_anew_are_named(
+    predictor, recordings, tmp_path, caplog
+):
+    out = tmp_path / "out"
+    predictor.detect(recordings, out, formats=["csv", "raven"], num_clips=1, **WINDOWS)
+    assert not caplog.records
+
+    predictor.detect(recordings, out, thresholds=0.9, **WINDOWS)
+
+    assert "raven, clips of an earlier run stay as before" in caplog.text
+
+
+def test_recordings_of_earlier_runs_stay_in_the_tables_and_are_told(
+    predictor, recordings, tmp_path, caplog
+):
+    out = tmp_path / "out"
+    first = predictor.detect(recordings, out, thresholds=0.45, **WINDOWS)
+    caplog.set_level("INFO")
+
+    second = predictor.detect(recordings / "toad.wav", out, thresholds=0.45, **WINDOWS)
+
+    assert_same_events(second.events, first.events[EVENT_COLUMNS])
+    assert "holds 2 recordings besides these" in caplog.text
+
+
 def test_new_recordings_are_added_and_only_they_are_computed(
     predictor, recordings, tmp_path, passes
 ):

@@ -3,6 +3,7 @@
 events -> [date-times -> writers | summary | export] -> the folder of the run
 """
 
+import logging
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,9 +17,12 @@ from beats_trainer.datasets.recording_times import event_times
 from beats_trainer.detection.export import export_clips
 from beats_trainer.detection.summary import recorded_hours, summarise
 from beats_trainer.detection.summary_picture import draw_summary
+from beats_trainer.detection.tables import FORMATS, STANDARD_NAMES
 from beats_trainer.detection.writing import check_formats, write_detections
 
 __all__ = ["Detections", "OutputOptions", "add_times", "make_outputs"]
+
+log = logging.getLogger(__name__)
 
 _CLIPS = "clips"
 _CLIP_TABLE = "clips.csv"
@@ -158,6 +162,7 @@ def make_outputs(
             recordings=[known.get(name, name) for name in parts["file"].unique()],
             durations=dict(zip(whole["file"], whole["end_time"], strict=True)),
         )
+        _warn_of_others(place, written, options.num_clips > 0)
         with written_whole(place / "summary.csv") as partial:
             summary.to_csv(partial, index=False)
         with written_whole(place / "summary.svg") as partial:
@@ -177,3 +182,17 @@ def make_outputs(
     return Detections(
         events, summary, failures, parts["file"].nunique(), float(seconds.sum()), written
     )
+
+
+def _warn_of_others(folder: Path, written: Collection[str], has_clips: bool) -> None:
+    """Say what stays of an earlier run, which may have had other thresholds."""
+    others = [STANDARD_NAMES[name] for name in FORMATS if name not in written]
+    others += [] if has_clips else [_CLIPS]
+    stale = [name for name in others if (folder / name).exists()]
+    if stale:
+        log.warning(
+            "In %s, %s of an earlier run %s as before: not asked for now.",
+            folder,
+            ", ".join(stale),
+            "stays" if len(stale) == 1 else "stay",
+        )
