@@ -12,7 +12,7 @@ import soundfile
 import torch
 
 from beats_trainer import BEATsForAudioClassification, BEATsModel
-from beats_trainer.model import BEATs, Architecture, ClassifierHead
+from beats_trainer.model import Architecture, BEATs, ClassifierHead
 from checkpoint_files import tiny_architecture
 from tones import PITCHES, tone, write_tones
 
