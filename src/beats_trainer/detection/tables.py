@@ -155,7 +155,7 @@ def split_label(label: str) -> tuple[str, str]:
 
     BirdNET-Analyzer splits at the first underscore, whatever stands there. Here only a scientific name
     of two or three words is split off: ``crying_baby`` is one name. A label with one name has it twice,
-    as in BirdNET-Analyzer before 2.1, so that neither column has gaps.
+    as in earlier releases of BirdNET-Analyzer, so that neither column has gaps.
 
     Returns:
         The scientific and the common name; `join_names` gives the label back.
