@@ -831,6 +831,21 @@ def test_what_is_no_store_is_said_to_be_none(tmp_path):
         open_store(tmp_path / "text.parquet")
 
 
+def test_arrows_threads_hold_nothing_of_python_that_could_end_before_them(filled, monkeypatch):
+    sources = []
+
+    class Watched(pq.ParquetFile):
+        def __init__(self, source, **options):
+            sources.append(source)
+            super().__init__(source, **options)
+
+    monkeypatch.setattr(pq, "ParquetFile", Watched)
+    open_store(filled).to_pandas()
+
+    assert sources
+    assert all(isinstance(source, pa.OSFile) for source in sources)
+
+
 def test_a_store_that_changes_under_its_reader_says_so(filled):
     store = open_store(filled)
     with writer_of(filled) as writer:

@@ -81,6 +81,7 @@ def encode_windows(
             for _, values in stream:
                 yield from _unreadable(upcoming)
                 yield upcoming.popleft()[0], values
+                yield from _unreadable(upcoming)  # before the next batch: it may be another group's
         yield from _unreadable(upcoming)
 
 
@@ -103,9 +104,11 @@ def _plan(
             if isinstance(outcome, Exception):
                 raise outcome
             state, found = outcome
+            if isinstance(found, ClipPlan) and first >= len(found):
+                found = AudioError(clip.file, "it is shorter than what was read of it before.")
             if isinstance(found, AudioError):
                 group = count // per_group
-                yield Window(clip, state, None, 0, True, None, None, group), found
+                yield Window(clip, state, None, first, True, None, None, group), found
                 count += 1
                 continue
             for index in range(first, len(found)):
