@@ -133,6 +133,25 @@ def test_detect_of_nothing_but_unreadable_recordings_is_an_error(here, tmp_path,
     assert "0 events in 0 recordings" in capsys.readouterr().out
 
 
+def test_detect_that_is_interrupted_says_how_to_go_on_and_does(
+    nights, tmp_path, capsys, monkeypatch
+):
+    out = tmp_path / "found"
+    with monkeypatch.context() as patch:
+        patch.setattr("beats_trainer.predictor.find_stored_events", _interrupt)
+        assert detect(nights, out) == 130
+
+    assert "Interrupted. The same command goes on" in capsys.readouterr().err
+    assert not (out / "detections.csv").exists()
+    monkeypatch.setattr(BEATs, "forward", None)  # all scores are there
+    assert detect(nights, out) == 0
+    assert (out / "detections.csv").exists()
+
+
+def _interrupt(*_):
+    raise KeyboardInterrupt
+
+
 def test_detect_takes_lists_tables_and_standard_input(nights, tmp_path, monkeypatch):
     files = sorted(str(file) for file in nights.rglob("*.WAV"))
     table = tmp_path / "parts.csv"

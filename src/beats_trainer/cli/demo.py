@@ -108,17 +108,17 @@ def run(arguments: argparse.Namespace) -> ExitCode:
         progress=False,
     )
     events = found.events
-    columns = zip(
+    middles = (events["start_time"] + events["end_time"]) / 2
+    columns = [
         events["datetime"].dt.strftime("%H:%M:%S"),
-        *(events[name] for name in ("start_time", "end_time", "label", "score")),
-        strict=True,
-    )
-    rows_of_events = [
-        (time_of_day, f"{start_s:.1f}", f"{end_s:.1f}", label, f"{score:.2f}", made[int(place)])
-        for time_of_day, start_s, end_s, label, score in columns
-        for place in [(start_s + end_s) / 2 / _SECONDS_PER_KIND]
+        events["start_time"].map("{:.1f}".format),
+        events["end_time"].map("{:.1f}".format),
+        events["label"],
+        events["score"].map("{:.2f}".format),
+        [made[int(middle // _SECONDS_PER_KIND)] for middle in middles],
     ]
-    print(format_table(["time", "from s", "to s", "label", "score", "made"], rows_of_events))
+    header = ["time", "from s", "to s", "label", "score", "made"]
+    print(format_table(header, list(zip(*columns, strict=True))))
 
     program = _program()
     print(

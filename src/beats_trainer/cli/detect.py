@@ -21,6 +21,7 @@ from beats_trainer.errors import ConfigError
 __all__ = ["add_arguments", "run"]
 
 SUMMARY = "Find when a trained model's classes are heard in recordings; goes on where it stopped."
+GOES_ON = True
 USAGE = "INPUT... -o OUT --model MODEL [options]"
 EPILOG = """\
 examples:
