@@ -181,7 +181,7 @@ def _read_folder(folder: Path, wanted: TableFormat | None, finder: RecordingFind
             f" in the format {wanted}" if wanted else "",
             ", ".join(str(path) for path in left_out[:5]),
         )
-    return _joined(list(_read_tables(chosen, folder, finder)))
+    return _joined(_read_tables(chosen, folder, finder))
 
 
 def _read_tables(
@@ -279,7 +279,7 @@ def _read_birdnet(path: Path, cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def _read_raven(path: Path, cells: pd.DataFrame) -> pd.DataFrame:
-    if "Species Code" in cells:  # BirdNET-Analyzer up to 2.0 says so that there is no event
+    if "Species Code" in cells:  # so older BirdNET tables say "no event"
         nothing = (cells["Common Name"] == "nocall") & (cells["Species Code"] == "nocall")
         cells = cells[~nothing]
     offset = _numbers(path, cells, "File Offset (s)")
@@ -307,7 +307,7 @@ def _read_kaleidoscope(path: Path, cells: pd.DataFrame) -> pd.DataFrame:
     end = np.round(start + _numbers(path, cells, "DURATION"), TIME_DIGITS)
     if match := next((name for name in ("TOP1MATCH", "TOP1MATCH*") if name in cells), None):
         label = cells[match]
-    elif _has(cells.columns, ("scientific_name", "common_name")):  # BirdNET-Analyzer up to 2.0
+    elif _has(cells.columns, ("scientific_name", "common_name")):  # older BirdNET tables
         label = _joined_names(cells["scientific_name"], cells["common_name"])
     else:
         raise DatasetError(f"{path} has no column 'TOP1MATCH' with the labels.")
@@ -514,7 +514,7 @@ def _joined_names(scientific: pd.Series, common: pd.Series) -> pd.Series:
     return pd.Series(values, index=pairs.index, dtype=object)
 
 
-def _joined(tables: list[pd.DataFrame]) -> pd.DataFrame:
+def _joined(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:
     filled = [table for table in tables if len(table)]
     if not filled:
         empty = {name: pd.Series(dtype="float64") for name in EVENT_COLUMNS}

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from beats_trainer.atomic import written_whole
 from beats_trainer.errors import BEATsTrainerError, StoreError
+from beats_trainer.file_names import printable_name
 
 __all__ = [
     "FAILURES_KEY",
@@ -98,24 +99,6 @@ def without_notes(recipe: Mapping[str, Any]) -> dict[str, Any]:
         {'pooling': 'mean'}
     """
     return {name: value for name, value in recipe.items() if name != "notes"}
-
-
-def printable_name(name: str) -> str:
-    r"""Write a file's name as text: bytes that are none become ``\xff``.
-
-    Example:
-        >>> printable_name("caf\udce9.wav")
-        'caf\\xe9.wav'
-    """
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        try:
-            raw = name.encode("utf-8", "surrogateescape")
-        except UnicodeEncodeError:  # not from bytes: half a character of Windows
-            raw = name.encode("utf-8", "backslashreplace")
-        return raw.decode("utf-8", "backslashreplace")
-    return name
 
 
 def printable_names(names: Sequence[str]) -> list[str]:

@@ -87,7 +87,8 @@ def run_to_store(
         to_columns: Makes the store's columns of the encoder's values.
         batch_size: Most windows in a batch.
         num_threads: Threads that decode ahead; ``None`` chooses by the machine.
-        rows_per_shard: Rows of a shard, about; at least one window.
+        rows_per_shard: Rows of a shard, about; at least one window, or one batch where a window gives
+            several rows.
         on_error: ``"skip"`` what cannot be read and list it, or ``"raise"`` at the first.
         retry_failed: Do clips anew of which a part could not be read; those of which nothing could be read
             are tried again anyway.
@@ -103,7 +104,7 @@ def run_to_store(
         OSError: If nothing can be written any more; shards that were complete are kept.
     """
     todo = _find_work(clips, writer, retry_failed)
-    per_shard = max(1, rows_per_shard // _rows_per_window(encoder, windowing))
+    per_shard = _windows_per_shard(encoder, windowing, rows_per_shard, batch_size)
     shards = _Shards(writer, to_columns, encoder, on_error, per_shard)
     shown = None if progress is None else not progress
     with tqdm(total=len(todo), desc=description, unit="clip", disable=shown) as bar:
@@ -166,10 +167,14 @@ def _find_work(
     return todo + again
 
 
-def _rows_per_window(encoder: Encoder, windowing: Windowing) -> int:
+def _windows_per_shard(
+    encoder: Encoder, windowing: Windowing, rows_per_shard: int, batch_size: int
+) -> int:
     if not encoder.per_step:
-        return 1
-    return max(1, windowing.samples[0] // encoder.grid.step)
+        return max(1, rows_per_shard)
+    rows_per_window = max(1, windowing.samples[0] // encoder.grid.step)
+    # Batches end with a shard: of few windows they would be slow, and the shards of a long recording many.
+    return max(batch_size, rows_per_shard // rows_per_window)
 
 
 @dataclass
