@@ -41,8 +41,10 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def extractor(checkpoint):
-    """One thread that decodes, a shard of eight rows: what is read when is known."""
-    return BEATsFeatureExtractor(checkpoint, "cpu", precision="float32", num_threads=1)
+    """One thread that decodes, and batches of one: little is read ahead of what the network is given."""
+    return BEATsFeatureExtractor(
+        checkpoint, "cpu", precision="float32", batch_size=1, num_threads=1
+    )
 
 
 @pytest.fixture
@@ -423,7 +425,8 @@ def start(command, **options):
         [sys.executable, "-m", "beats_trainer", *command],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": path},
+        # As in most places of the world, where Python prints nothing that is no text.
+        env={**os.environ, "PYTHONPATH": path, "PYTHONIOENCODING": "utf-8:strict"},
         **options,
     )
 
@@ -438,8 +441,8 @@ def wait_for(condition, process, timeout_s=60):
 
 @pytest.fixture
 def slow_command(night, checkpoint, tmp_path):
-    """A command that takes some seconds: batches of one."""
-    return command_for(night, tmp_path / "out", checkpoint, "--batch-size", "1")
+    """A command that takes a second or two: batches of four."""
+    return command_for(night, tmp_path / "out", checkpoint, "--batch-size", "4")
 
 
 @pytest.mark.parametrize(
