@@ -22,6 +22,7 @@ from tqdm import tqdm
 from beats_trainer._version import __version__
 from beats_trainer.checkpoints import BEATsForAudioClassification
 from beats_trainer.datasets.labels import LABEL_SEPARATOR, nearest_name
+from beats_trainer.detection.averaging import Combination
 from beats_trainer.detection.events import EventRules
 from beats_trainer.detection.outputs import Detections, check_outputs, write_outputs
 from beats_trainer.detection.recordings import ScoredWindows, find_events_of_recordings
@@ -321,6 +322,7 @@ class BEATsPredictor:
         per_step: bool = False,
         labels: Sequence[str] | None = None,
         thresholds: Thresholds | None = None,
+        combine: Combination = "mean",
         release: float = 1.0,
         min_duration_s: float = 0.0,
         merge_gap_s: float = 0.0,
@@ -355,6 +357,8 @@ class BEATsPredictor:
                 that was trained on whole clips has not learned to do this; look at what it gives.
             labels: Classes to look for; ``None`` for all.
             thresholds: As for `predict`.
+            combine: What a moment's score is where windows overlap: their ``"mean"``, or the ``"lowest"``.
+                COMBINEDOC
             release: Part of the threshold that the score may fall to while an event lasts (hysteresis).
             min_duration_s: Events that are shorter, after merging, are dropped.
             merge_gap_s: Events of a class with no more than this between them are one.
@@ -395,6 +399,7 @@ class BEATsPredictor:
             min_duration_s,
             merge_gap_s,
             top_n,
+            combine,
         )
         check_outputs(formats, timezone, convert_to, num_clips)
         if output is None and num_clips:

@@ -73,6 +73,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--labels", type=_names, metavar="L,L", help="classes to look for (default: all)"
     )
     rules.add_argument(
+        "--combine",
+        default="mean",
+        choices=("mean", "lowest"),
+        help="score of a moment that several windows cover: their mean (default), or the lowest, which gives "
+        "sharper times",
+    )
+    rules.add_argument(
         "--release",
         type=float,
         default=1.0,
@@ -141,6 +148,7 @@ def run(arguments: argparse.Namespace) -> ExitCode:
         per_step=arguments.per_step,
         labels=arguments.labels,
         thresholds=base | of_labels or None,
+        combine=arguments.combine,
         release=arguments.release,
         min_duration_s=arguments.min_duration,
         merge_gap_s=arguments.merge_gap,
