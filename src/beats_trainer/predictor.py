@@ -341,8 +341,8 @@ class BEATsPredictor:
     ) -> Detections:
         """Find when the classes are heard in recordings of any number and length, in bounded memory.
 
-        Recordings are scored in overlapping windows, and scores are averaged where windows overlap. What
-        reaches a class's threshold is an event. The scores stay in ``output/scores``: killed at any moment
+        Recordings are scored in overlapping windows, and scores are averaged where windows overlap (see
+        ``combine``). What reaches a class's threshold is an event. The scores stay in ``output/scores``: killed at any moment
         and called again in the same way, the run goes on; called with other thresholds or formats, it takes
         seconds, since the network does not run again.
 
@@ -358,7 +358,9 @@ class BEATsPredictor:
             labels: Classes to look for; ``None`` for all.
             thresholds: As for `predict`.
             combine: What a moment's score is where windows overlap: their ``"mean"``, or the ``"lowest"``.
-                COMBINEDOC
+                A model that is sure of a sound wherever in its window it lies, as those trained on annotated
+                recordings are, gives sharper times and fewer false alarms with ``"lowest"``, the more so the
+                smaller the hop; its ``"mean"`` begins up to a window before the sound.
             release: Part of the threshold that the score may fall to while an event lasts (hysteresis).
             min_duration_s: Events that are shorter, after merging, are dropped.
             merge_gap_s: Events of a class with no more than this between them are one.

@@ -52,9 +52,7 @@ def test_every_moment_has_the_mean_or_the_lowest_of_the_windows_that_cover_it(
         in_cell = (cell_starts <= moment) & (moment < cell_ends)
         assert in_cell.sum() == (1 if covering.any() else 0)
         if covering.any():
-            np.testing.assert_allclose(
-                combined[in_cell][0], expected(scores[covering], axis=0)
-            )
+            np.testing.assert_allclose(combined[in_cell][0], expected(scores[covering], axis=0))
     assert set(cell_starts) | set(cell_ends) == set(starts) | set(ends)  # cut there, and only there
 
 
