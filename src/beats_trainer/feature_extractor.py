@@ -415,13 +415,19 @@ class BEATsFeatureExtractor:
             StoreMismatchError: If the output holds rows that were made in another way.
             StoreInUseError: If another run writes to the output.
             AudioError: If a file cannot be read and ``on_error`` is ``"raise"``, or an input has no audio.
-            ValueError: If a window or hop is not positive, pooling is ``"none"``, or a layer is not there.
+            ValueError: If a window, hop or size is not positive, pooling is ``"none"``, or a layer is not
+                there.
             OSError: If the output cannot be written.
         """
         if self.pooling == "none":
             raise ValueError("A store holds one embedding per row: choose a pooling but 'none'.")
         if on_error not in ("raise", "skip"):
             raise ValueError(f"on_error must be 'raise' or 'skip', not {on_error!r}.")
+        if (batch_size is not None and batch_size < 1) or rows_per_shard < 1:
+            raise ValueError(
+                "batch_size and rows_per_shard must be at least 1, not "
+                f"{batch_size} and {rows_per_shard}."
+            )
         encoder = Encoder(
             self.model,
             self.pooling,

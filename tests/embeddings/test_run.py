@@ -6,15 +6,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pandas as pd
 import pytest
 import soundfile
 
 from beats_trainer import BEATsFeatureExtractor
+from beats_trainer.audio import remote
 from beats_trainer.embeddings import open_store, pieces, run, windowed
+from beats_trainer.embeddings.encoder import Encoder
 from beats_trainer.embeddings.store import EmbeddingStore
 from beats_trainer.embeddings.store_writer import StoreWriter
+from beats_trainer.embeddings.windows import Windowing
 from beats_trainer.errors import AudioError, AudioNotFoundError, StoreMismatchError
 from beats_trainer.loading import Clip, plan_windows
 from checkpoint_files import tiny_architecture, write_microsoft_checkpoint
@@ -213,6 +217,14 @@ def test_inputs_that_mean_nothing_are_an_error_and_no_empty_store(
 
     with pytest.raises(AudioNotFoundError):
         embed(extractor, given, tmp_path / "out")
+
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("sizes", [{"batch_size": 0}, {"batch_size": -1}, {"rows_per_shard": 0}])
+def test_sizes_below_one_are_refused_before_anything_is_made(extractor, folder, tmp_path, sizes):
+    with pytest.raises(ValueError, match="must be at least 1"):
+        embed(extractor, folder, tmp_path / "out", **sizes)
 
     assert not (tmp_path / "out").exists()
 
@@ -695,3 +707,59 @@ def test_a_store_can_be_moved_with_its_folder(extractor, folder, tmp_path, netwo
     store = embed(extractor, folder, tmp_path / "elsewhere")
 
     assert rows_of(store.path) == rows_of(embed(extractor, folder, tmp_path / "fresh").path)
+
+
+# ---------------------------------------------------------------- recordings behind URLs
+
+
+@pytest.fixture
+def fetches(monkeypatch):
+    """Puts recordings into fsspec's memory; then the places that are fetched, as they are fetched."""
+    system = fsspec.filesystem("memory")
+    places = []
+    get_file = type(system).get_file
+
+    def counted(self, place, *args, **kwargs):
+        places.append(place)
+        return get_file(self, place, *args, **kwargs)
+
+    monkeypatch.setattr(type(system), "get_file", counted)
+    remote._copies.remove_all()
+    yield places
+    system.store.clear()
+    remote._copies.remove_all()
+
+
+def put_tones(tmp_path, number, seconds):
+    content = write_tone(tmp_path / "source.wav", seconds).read_bytes()
+    for index in range(number):
+        fsspec.filesystem("memory").pipe_file(f"/{index}.wav", content)
+    return [f"memory://{index}.wav" for index in range(number)]
+
+
+def test_each_url_is_fetched_once_though_it_is_planned_long_before_it_is_read(
+    extractor, tmp_path, fetches
+):
+    urls = put_tones(tmp_path, 40, seconds=0.3)
+
+    store = embed(extractor, urls, tmp_path / "out", window_s=None, hop_s=None)
+
+    assert store.files == urls
+    assert len(fetches) == 40
+
+
+def test_few_urls_are_fetched_before_their_windows_are_wanted(checkpoint, tmp_path, fetches):
+    urls = put_tones(tmp_path, 60, seconds=4.0)
+    extractor = BEATsFeatureExtractor(checkpoint, "cpu")
+    stream = windowed.encode_windows(
+        Encoder(extractor.model, precision="float32"),
+        [(Clip(url), 0) for url in urls],
+        Windowing(0.2, 0.1),
+        batch_size=1,
+        num_threads=2,
+    )
+
+    next(stream)
+    stream.close()
+
+    assert len(fetches) < 20

@@ -17,12 +17,16 @@ from beats_trainer.embeddings.journal import FileState
 from beats_trainer.embeddings.pieces import Work
 from beats_trainer.embeddings.windows import ClipPlan, Windowing, plan_clip
 from beats_trainer.errors import AudioError
+from beats_trainer.file_names import is_url
 from beats_trainer.loading import Clip, read_ahead
 
 __all__ = ["Window", "encode_windows"]
 
 _CLIPS_AHEAD = 256
 """Clips that are planned before their windows are wanted."""
+
+_URLS_AHEAD = 8
+"""Of these, those behind URLs: planning one fetches it, and it must still be here when it is read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +98,11 @@ def _plan(
         except AudioError as error:
             return state, error
 
+    def weigh(item: tuple[Clip, int]) -> float:
+        return _CLIPS_AHEAD / _URLS_AHEAD if is_url(item[0].file) else 1.0
+
     count = 0
-    plans = read_ahead(clips, plan, num_threads, _CLIPS_AHEAD)
+    plans = read_ahead(clips, plan, num_threads, _CLIPS_AHEAD, weigh)
     with contextlib.closing(plans):
         for (clip, first), outcome in plans:
             if isinstance(outcome, Exception):
