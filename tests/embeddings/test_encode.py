@@ -273,6 +273,7 @@ def test_reduced_precision_is_reported_and_close(network):
         ({"on_error": "ignore"}, "'raise' or 'skip'"),
         ({"precision": "int8"}, "Unknown precision"),
         ({"window_s": 0.1}, "window_s must be"),
+        ({"window_s": float("inf")}, "window_s must be a finite"),
     ],
 )
 def test_unknown_options_are_refused_before_anything_is_read(network, options, message):

@@ -81,6 +81,7 @@ def test_a_window_per_time_step_advances_by_whole_steps(tmp_path):
         ((0.0, None), "must be positive"),
         ((1.0, -1.0), "must be positive"),
         ((float("nan"), None), "must be positive"),
+        ((float("inf"), None), "finite"),
         ((1.0, 2.0), "would be lost"),
         ((1e-9, None), "at least one sample"),
         ((0.1, None, GRID), "at least one time step"),

@@ -48,6 +48,15 @@ def test_windows_that_leave_gaps_or_are_none_are_refused(arguments):
         plan_windows(*arguments)
 
 
+@pytest.mark.parametrize(
+    ("start_s", "duration_s"),
+    [(-1.0, None), (np.nan, None), (np.inf, None), (0.0, 0.0), (0.0, -2.0), (0.0, np.nan)],
+)
+def test_a_clip_that_cannot_be_is_refused_by_its_name(start_s, duration_s):
+    with pytest.raises(ValueError, match=r"both finite; got .* for dawn\.wav"):
+        Clip("dawn.wav", start_s, duration_s)
+
+
 def test_results_come_in_order_though_reads_end_in_another():
     def read(item):
         time.sleep(0.02 if item % 3 == 0 else 0)

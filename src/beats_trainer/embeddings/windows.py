@@ -6,6 +6,7 @@ Every sample of a clip lies in a window; the last one may be shorter. Per time s
 clip's grid of tokens, and no window is planned that has no token of its own.
 """
 
+import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ class Windowing:
             whole time steps, the nearest that are not longer.
 
     Raises:
-        ValueError: If a length is not positive, the hop is longer than the window, or has no window.
+        ValueError: If a length is not positive or not finite, the hop is longer than the window, or has no window.
 
     Example:
         >>> Windowing(5.0, 2.5).samples
@@ -51,9 +52,10 @@ class Windowing:
                 raise ValueError("Rows per time step need window_s.")
             return
         hop_s = self.window_s if self.hop_s is None else self.hop_s
-        if not (self.window_s > 0 and hop_s > 0):
+        if not (0 < self.window_s < math.inf and 0 < hop_s < math.inf):
             raise ValueError(
-                f"window_s and hop_s must be positive, not {self.window_s} and {self.hop_s}."
+                "window_s and hop_s must be positive and finite, not "
+                f"{self.window_s} and {self.hop_s}."
             )
         if hop_s > self.window_s:
             raise ValueError(
