@@ -390,7 +390,7 @@ class BEATsFeatureExtractor:
             inputs: Files, folders, patterns, tables, DataFrames, `Clip`, URLs, or ``"-"``: all that
                 ``beats_trainer.loading.find_clips`` takes.
             output: A folder for the store; or a file ending in ``.parquet``, which is there as a whole once
-                all is done, and is begun anew the next time.
+                all is done, and is begun anew the next time. A file that no run wrote is not replaced.
             window_s: Seconds of a window; ``None`` embeds each clip as one. Per time step, ``None``
                 means the extractor's ``window_s``.
             hop_s: Seconds between the starts of two windows; ``None`` means no overlap.
@@ -404,7 +404,7 @@ class BEATsFeatureExtractor:
             on_error: ``"skip"`` what cannot be read and list it in ``errors.csv``, or ``"raise"``.
             retry_failed: Do files anew of which a part could not be read. Those that could not be read at
                 all are tried again anyway.
-            overwrite: Begin anew, where the output holds a store already.
+            overwrite: Begin anew, where the output holds a store already; replace a file of any kind.
             rows_per_shard: Rows that are written at a time; at most these are computed again after a kill.
             progress: Show a progress bar; ``None`` shows one on a terminal.
 
@@ -413,11 +413,16 @@ class BEATsFeatureExtractor:
 
         Raises:
             StoreMismatchError: If the output holds rows that were made in another way.
+            StoreError: If it holds something else than rows.
             StoreInUseError: If another run writes to the output.
             AudioError: If a file cannot be read and ``on_error`` is ``"raise"``, or an input has no audio.
             ValueError: If a window, hop or size is not positive, pooling is ``"none"``, or a layer is not
                 there.
             OSError: If the output cannot be written.
+
+        Example:
+            >>> store = extractor.embed_to("recordings/", "out", 5.0, 2.5)  # doctest: +SKIP
+            >>> store.to_numpy().shape, store.failures  # doctest: +SKIP
         """
         if self.pooling == "none":
             raise ValueError("A store holds one embedding per row: choose a pooling but 'none'.")

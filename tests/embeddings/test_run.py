@@ -19,7 +19,7 @@ from beats_trainer.embeddings.encoder import Encoder
 from beats_trainer.embeddings.store import EmbeddingStore
 from beats_trainer.embeddings.store_writer import StoreWriter
 from beats_trainer.embeddings.windows import Windowing
-from beats_trainer.errors import AudioError, AudioNotFoundError, StoreMismatchError
+from beats_trainer.errors import AudioError, AudioNotFoundError, StoreError, StoreMismatchError
 from beats_trainer.loading import Clip, plan_windows
 from checkpoint_files import tiny_architecture, write_microsoft_checkpoint
 from sounds import tone, write_tone
@@ -454,6 +454,23 @@ def test_a_file_that_failed_is_tried_again_and_may_succeed(extractor, folder, tm
     assert failed_files(store.path) == ["z.wav"]
 
 
+def test_a_file_that_failed_and_is_gone_is_listed_until_nobody_asks_for_it(
+    extractor, folder, tmp_path
+):
+    embed(extractor, folder, tmp_path / "out")
+    rows = rows_of(tmp_path / "out")
+    (folder / "b.wav").unlink()
+
+    embed(extractor, [folder, folder / "b.wav"], tmp_path / "out")
+    assert failed_files(tmp_path / "out") == ["b.wav", "z.wav"]
+    embed(extractor, folder, tmp_path / "out")
+    assert failed_files(tmp_path / "out") == ["z.wav"]
+    embed(extractor, folder / "deeper", tmp_path / "out")  # z.wav is still there
+
+    assert failed_files(tmp_path / "out") == ["z.wav"]
+    assert rows_of(tmp_path / "out") == rows
+
+
 def test_a_file_that_was_away_and_comes_back_keeps_its_rows(extractor, folder, tmp_path, network):
     expected = rows_of(embed(extractor, folder, tmp_path / "out").path)
     files = sorted(str(path) for path in folder.rglob("*") if path.is_file())
@@ -631,8 +648,9 @@ def test_one_file_is_completed_after_an_interruption(
     extractor, folder, tmp_path, monkeypatch, network, moment
 ):
     out = tmp_path / "new" / "one.parquet"
-    out.parent.mkdir()
-    out.write_bytes(b"of an earlier run")
+    embed(extractor, folder / "y.wav", out)
+    of_an_earlier_run = out.read_bytes()
+    network.reset()
 
     def interrupt(*_, **__):
         raise KeyboardInterrupt
@@ -660,7 +678,7 @@ def test_one_file_is_completed_after_an_interruption(
         with pytest.raises(KeyboardInterrupt):
             embed(extractor, folder, out)
     if moment != "after it":
-        assert out.read_bytes() == b"of an earlier run"
+        assert out.read_bytes() == of_an_earlier_run
     network.reset()
 
     embed(extractor, folder, out)
@@ -707,6 +725,19 @@ def test_a_store_can_be_moved_with_its_folder(extractor, folder, tmp_path, netwo
     store = embed(extractor, folder, tmp_path / "elsewhere")
 
     assert rows_of(store.path) == rows_of(embed(extractor, folder, tmp_path / "fresh").path)
+
+
+def test_a_file_that_no_run_wrote_is_not_replaced_by_one(extractor, folder, tmp_path):
+    output = tmp_path / "clips.parquet"
+    pd.DataFrame({"file": [str(folder / "a.wav")]}).to_parquet(output)
+    before = state_of(tmp_path)
+
+    with pytest.raises(StoreError, match=r"clips\.parquet is there already.*overwrite"):
+        embed(extractor, output, output)
+    assert state_of(tmp_path) == before
+
+    assert len(embed(extractor, output, output, overwrite=True)) == 1
+    assert len(embed(extractor, folder / "y.wav", output)) == 3  # one that a run wrote
 
 
 # ---------------------------------------------------------------- recordings behind URLs

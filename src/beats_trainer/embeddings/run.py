@@ -163,8 +163,21 @@ def _find_work(
             len(changed),
             changed[0].file,
         )
-    writer.forget([*changed, *retried])
+    writer.forget([*changed, *retried, *_gone_failures(clips, writer)])
     return todo + again
+
+
+def _gone_failures(clips: Sequence[Clip], writer: StoreWriter) -> list[Clip]:
+    """Clips without any row whose file is gone, and that nobody asks for: no longer worth a warning."""
+    asked = set(clips)
+    return [
+        clip
+        for clip in writer.clips_known
+        if (known := writer.progress(clip)) is not None
+        and (known.is_complete and known.num_rows == 0)
+        and clip not in asked
+        and FileState.of(clip.file) is None
+    ]
 
 
 def _windows_per_shard(
