@@ -8,6 +8,7 @@ Nothing heavy is imported here; see the package's docstring.
 import argparse
 import contextlib
 import difflib
+import io
 import logging
 import os
 import sys
@@ -45,7 +46,8 @@ COMMANDS: dict[str, ModuleType] = {
     "models": models,
     "demo": demo,
 }
-"""Each has ``SUMMARY``, ``USAGE``, ``EPILOG``, ``add_arguments(parser)`` and ``run(arguments)``."""
+"""Each has ``SUMMARY``, ``USAGE``, ``EPILOG``, ``add_arguments(parser)`` and ``run(arguments)``; ``GOES_ON`` if it
+takes up a run that was interrupted."""
 
 _EPILOG = """\
 exit codes:
@@ -71,11 +73,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         0
     """
     arguments = _parse(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be no text
     with _messages_on_stderr(arguments.debug):
         try:
             return int(COMMANDS[arguments.command].run(arguments))
         except KeyboardInterrupt:
-            print("Interrupted.", file=sys.stderr)
+            goes_on = getattr(COMMANDS[arguments.command], "GOES_ON", False)
+            hint = " The same command goes on where this one stopped." if goes_on else ""
+            print(f"Interrupted.{hint}", file=sys.stderr)
             return ExitCode.INTERRUPTED
         except BrokenPipeError:  # whoever read our output, such as `head`, has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -24,6 +24,7 @@ __all__ = [
     "ColumnNames",
     "ParsedTable",
     "TableFormat",
+    "names_of_recording",
     "parse_table",
     "read_text",
     "recognise_format",
@@ -49,6 +50,9 @@ _LOW = ("lowfreq", "lowfrequency", "lowf", "minfreq")
 _HIGH = ("highfreq", "highfrequency", "highf", "maxfreq")
 _SCORE = ("score", "confidence", "probability")
 
+_TABLE_SUFFIX = re.compile(
+    r"\.(table(\.\d+)?|selections?|birdnet|results|labels?|annotations?)$", re.IGNORECASE
+)
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _AUDACITY_LINE = re.compile(r"\s*[+-]?[\d.,]+(e[+-]?\d+)?\t\s*[+-]?[\d.,]+(e[+-]?\d+)?\s*(\t|$)")
 _EXACT = decimal.Context(prec=60)
@@ -103,6 +107,19 @@ def read_text(path: Path) -> str:
             return stream.read()
     except UnicodeDecodeError as error:
         raise DatasetError(f"{path} is not in UTF-8: {error}. Save it again as UTF-8.") from error
+
+
+def names_of_recording(table: Path) -> list[str]:
+    """Names that the recording of a table may have, by the table's own name; the longest first.
+
+    Example:
+        >>> names_of_recording(Path("dawn.Table.1.selections.txt"))
+        ['dawn.Table.1.selections', 'dawn.Table.1', 'dawn']
+    """
+    names = [table.stem]
+    while match := _TABLE_SUFFIX.search(names[-1]):
+        names.append(names[-1][: match.start()])
+    return [name for name in names if name]
 
 
 def recognise_format(text: str, columns: ColumnNames) -> TableFormat | None:

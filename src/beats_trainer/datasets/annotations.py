@@ -25,6 +25,7 @@ from beats_trainer.datasets.annotation_formats import (
     ColumnNames,
     ParsedTable,
     TableFormat,
+    names_of_recording,
     parse_table,
     read_text,
     recognise_format,
@@ -32,15 +33,12 @@ from beats_trainer.datasets.annotation_formats import (
 from beats_trainer.datasets.locating import locate_files
 from beats_trainer.errors import DatasetError, DatasetNotFoundError
 
-__all__ = ["Annotations", "read_annotations"]
+__all__ = ["Annotations", "RecordingFinder", "read_annotations"]
 
 _TOLERANCE_S = 0.05
 """An annotation may reach this far past the end: editors round, and lossy formats pad."""
 
 _TABLE_ENDINGS = (".txt", ".csv", ".tsv")
-_TABLE_SUFFIX = re.compile(
-    r"\.(table(\.\d+)?|selections?|birdnet|results|labels?|annotations?)$", re.IGNORECASE
-)
 
 
 @dataclass(frozen=True)
@@ -154,7 +152,7 @@ def read_annotations(
     if format not in ("auto", "raven", "audacity", "csv"):
         raise ValueError(f"Unknown format {format!r}: expected auto, raven, audacity or csv.")
     columns = ColumnNames(file_column, start_column, end_column, label_column)
-    finder = _RecordingFinder(audio_dir)
+    finder = RecordingFinder(audio_dir)
     collected = _Collected()
     skipped: dict[str, str] = {}
     tables = _list_tables(source)
@@ -218,7 +216,7 @@ class _Collected:
         parsed: ParsedTable,
         own: str | None,
         root: Path | None,
-        finder: "_RecordingFinder",
+        finder: "RecordingFinder",
     ) -> None:
         if own is not None:
             self._duration(own)
@@ -267,7 +265,7 @@ class _Collected:
         return Annotations(table, self.recordings)
 
 
-class _RecordingFinder:
+class RecordingFinder:
     """Finds recordings by the names that tables give them, reading each folder once."""
 
     def __init__(self, audio_dir: str | os.PathLike[str] | None) -> None:
@@ -279,8 +277,16 @@ class _RecordingFinder:
         self._named: dict[tuple[str, Path], str | None] = {}
 
     def find_of_table(self, table: Path, root: Path | None) -> str | None:
-        """The recording that goes by the table's own name; the longest name that fits counts."""
-        names = _names_of_recording(table)
+        """The recording that goes by the table's own name; the longest name that fits counts.
+
+        Args:
+            table: The table's absolute path.
+            root: The folder that it was found in; ``None``: it was named itself.
+
+        Raises:
+            DatasetError: If it may be one of several.
+        """
+        names = names_of_recording(table)
         for name in names:
             for folder in self._folders(table, root):
                 if matches := self._in_folder(folder).matching(name):
@@ -308,7 +314,7 @@ class _RecordingFinder:
 
     def describe_missing_of_table(self, table: Path, root: Path | None) -> str:
         """Say what was looked for, and where."""
-        names = " or ".join(repr(name) for name in _names_of_recording(table))
+        names = " or ".join(repr(name) for name in names_of_recording(table))
         return (
             f"No recording goes by the name of {table}: expected one named {names} with an audio "
             f"ending. {self._where(table, root)}"
@@ -381,14 +387,6 @@ def _only(matches: list[str], problem: str) -> str:
             "column of the table, or move the others away."
         )
     return matches[0]
-
-
-def _names_of_recording(table: Path) -> list[str]:
-    """``dawn.Table.1.selections.txt``: dawn.Table.1.selections, dawn.Table.1, dawn."""
-    names = [table.stem]
-    while match := _TABLE_SUFFIX.search(names[-1]):
-        names.append(names[-1][: match.start()])
-    return [name for name in names if name]
 
 
 def _list_tables(

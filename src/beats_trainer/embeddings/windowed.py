@@ -101,9 +101,12 @@ def _plan(
             if isinstance(outcome, Exception):
                 raise outcome
             state, found = outcome
+            if isinstance(found, ClipPlan) and first >= len(found):
+                found = AudioError(clip.file, "it is shorter than what was read of it before.")
             if isinstance(found, AudioError):
                 group = count // per_group
-                yield Window(clip, state, None, 0, True, None, None, group), Work(found, group)
+                window = Window(clip, state, None, first, True, None, None, group)
+                yield window, Work(found, group)
                 count += 1
                 continue
             for index in range(first, len(found)):
