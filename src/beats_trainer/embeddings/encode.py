@@ -111,20 +111,24 @@ def encode_stream(
         ) as pieces,
     ):
         finished: list[Part | AudioError] = []
-        for piece, part in _in_order(encoder, pieces, batch_size):
+        for clip, is_last, part in _in_order(encoder, pieces, batch_size):
             finished.append(part)
-            if piece.is_last:
+            if is_last:
                 errors = [part for part in finished if isinstance(part, AudioError)]
                 parts = [part for part in finished if isinstance(part, Part)]
-                yield piece.clip, errors[0] if errors else encoder.merge(parts)
+                yield clip, errors[0] if errors else encoder.merge(parts)
                 finished = []
 
 
 def _in_order(
     encoder: Encoder, pieces: Iterator[Piece], batch_size: int
-) -> Iterator[tuple[Piece, Part | AudioError]]:
-    """Encode pieces in batches of like length, and give them back in the order they came in."""
-    waiting: dict[int, Piece] = {}
+) -> Iterator[tuple[int, bool, Part | AudioError]]:
+    """Encode pieces in batches of like length, and give what they became in the order they came in.
+
+    Yields:
+        The piece's clip, whether it is the clip's last, and what is kept of it.
+    """
+    waiting: dict[int, tuple[int, bool]] = {}  # without the sound: that goes when it is encoded
     done: dict[int, Part | AudioError] = {}
     counter = itertools.count()
     next_out = 0
@@ -132,7 +136,7 @@ def _in_order(
     def readable(of_group: Iterable[Piece]) -> Iterator[tuple[int, NDArray[np.float32]]]:
         for piece in of_group:
             number = next(counter)
-            waiting[number] = piece
+            waiting[number] = piece.clip, piece.is_last
             if isinstance(piece.waveform, AudioError):
                 done[number] = piece.waveform
             else:
@@ -143,10 +147,10 @@ def _in_order(
             parts = encoder.encode_batch([waveform for _, waveform in batch])
             done.update(zip((number for number, _ in batch), parts, strict=True))
             while next_out in done:
-                yield waiting.pop(next_out), done.pop(next_out)
+                yield *waiting.pop(next_out), done.pop(next_out)
                 next_out += 1
         while next_out in done:  # a group may end with what cannot be read
-            yield waiting.pop(next_out), done.pop(next_out)
+            yield *waiting.pop(next_out), done.pop(next_out)
             next_out += 1
 
 

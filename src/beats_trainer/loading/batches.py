@@ -116,11 +116,11 @@ def length_sorted_batches(
 def _sorted_batches(
     pool: list[tuple[int, NDArray[np.float32]]], batch_size: int
 ) -> Iterator[list[tuple[int, NDArray[np.float32]]]]:
+    """Empty a pool, batch by batch: what is encoded need not be kept until all is."""
     # The longest first: what does not fit into memory fails at once, not at the end.
-    by_length = sorted(pool, key=lambda item: -len(item[1]))
-    start = 0
-    while start < len(by_length):
-        longest = max(1, len(by_length[start][1]))
-        size = min(batch_size, max(1, _MOST_SAMPLES // longest))
-        yield by_length[start : start + size]
-        start += size
+    pool.sort(key=lambda item: -len(item[1]))
+    while pool:
+        size = min(batch_size, max(1, _MOST_SAMPLES // max(1, len(pool[0][1]))))
+        batch = pool[:size]
+        del pool[:size]
+        yield batch
