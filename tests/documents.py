@@ -11,8 +11,9 @@ import pandas as pd
 import soundfile
 import torch
 
-from beats_trainer import BEATsModel
-from beats_trainer.model import Architecture
+from beats_trainer import BEATsForAudioClassification, BEATsModel
+from beats_trainer.model import Architecture, BEATs, ClassifierHead
+from checkpoint_files import tiny_architecture
 from tones import PITCHES, tone, write_tones
 
 _HEADING = re.compile(r"#+ +(.*)")
@@ -70,6 +71,7 @@ def build_stand_ins(folder: Path) -> Path:
         *("audio.wav", "audio1.wav", "audio2.wav", "query.wav", "new_audio1.wav", "new_audio2.wav"),
         *("song1.mp3", "song2.mp3"),
         *(f"recordings/night_{n}.wav" for n in range(12)),
+        "recordings/20240510_043000.WAV",
         *("audio/sample1.wav", "audio/sample2.mp3", "audio/sample3.flac", "audio/sample4.wav"),
     ):
         _write(folder / name)
@@ -104,6 +106,7 @@ def build_stand_ins(folder: Path) -> Path:
     (folder / "checkpoints").mkdir()
     for number, name in enumerate(("BEATs_iter3_plus_AS2M.pt", "openbeats_i3.pt")):
         torch.save(_small_checkpoint(seed=number), folder / "checkpoints" / name)
+    _small_classifier().save_pretrained(folder / "my_model")
     return folder
 
 
@@ -120,6 +123,15 @@ def _small_checkpoint(seed: int) -> dict[str, Any]:
         encoder_layers=1, encoder_ffn_embed_dim=64, conv_pos=16, num_buckets=32, max_distance=80
     )
     return BEATsModel(architecture).to_microsoft()
+
+
+def _small_classifier() -> BEATsForAudioClassification:
+    """A model folder such as training leaves."""
+    torch.manual_seed(0)
+    architecture = tiny_architecture()
+    head = ClassifierHead(architecture.encoder_embed_dim, 3)
+    labels = ["wren", "robin", "crow"]
+    return BEATsForAudioClassification(BEATs(architecture), head, labels, "sigmoid", window_s=0.2)
 
 
 def _write(file: Path, pitch: float = 600.0, seed: int = 0) -> None:

@@ -174,6 +174,8 @@ def test_training_learns_from_selection_tables_and_windows_of_a_recording_stay_t
     assert len(set.union(*files)) == 6
     assert len(splits.train) == 15 * len(files[0])
     assert result.test_results["test_map"] > 0.8
+    # Detection in recordings then takes windows of this length by itself.
+    assert BEATsForAudioClassification.from_pretrained(result.best_checkpoint).window_s == 1.0
 
 
 def test_recordings_in_which_nothing_is_heard_are_not_all_that_is_validated_on(base, tmp_path):

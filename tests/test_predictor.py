@@ -1,8 +1,11 @@
 """The predictor: scores in order, of the classifier itself, and failures that are seen."""
 
+import os
+
 import numpy as np
 import pandas as pd
 import pytest
+import soundfile
 import torch
 
 from beats_trainer import BEATsForAudioClassification, BEATsPredictor
@@ -219,3 +222,18 @@ def test_thresholds_fitted_on_scores_detect_what_they_were_fitted_to(predictor, 
         assert text.split(";") == [
             label for label, is_there in zip(LABELS, targets[row], strict=True) if is_there
         ] or (text == "" and not targets[row].any())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names are text there")
+def test_a_name_with_bytes_that_are_no_text_has_a_row_that_can_be_written(predictor, tmp_path):
+    file = os.fsencode(tmp_path) + b"/caf\xe9.wav"
+    try:
+        with open(file, "wb") as stream:
+            soundfile.write(stream, tone(1.0), 16_000, format="WAV")
+    except OSError:
+        pytest.skip("this file system takes text only")
+
+    table = predictor.predict([file])
+
+    assert table["file"].tolist() == [f"{tmp_path}/caf\\xe9.wav"]
+    table.to_csv(tmp_path / "scores.csv")

@@ -7,6 +7,7 @@ Shapes in this file: N clips or windows, C classes, D width of an embedding.
 """
 
 import contextlib
+import logging
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,25 +22,24 @@ from tqdm import tqdm
 
 from beats_trainer._version import __version__
 from beats_trainer.checkpoints import BEATsForAudioClassification
-from beats_trainer.datasets.labels import LABEL_SEPARATOR, nearest_name
+from beats_trainer.datasets.labels import nearest_name
 from beats_trainer.detection.events import EventRules
-from beats_trainer.detection.outputs import Detections, check_outputs, write_outputs
-from beats_trainer.detection.recordings import ScoredWindows, find_events_of_recordings
-from beats_trainer.embeddings import EmbeddingStore, open_store
+from beats_trainer.detection.outputs import Detections, OutputOptions, make_outputs
+from beats_trainer.detector import SCORES, RunOptions, find_stored_events, store_scores
 from beats_trainer.embeddings.encode import DEFAULT_WINDOW_S, ClipInput, encode_clips
 from beats_trainer.embeddings.encoder import Encoder
-from beats_trainer.embeddings.parquet import Dtype, printable_name
-from beats_trainer.embeddings.run import DEFAULT_ROWS_PER_SHARD, run_to_store
-from beats_trainer.embeddings.store_writer import StoreWriter
-from beats_trainer.embeddings.table import StoredRows
+from beats_trainer.embeddings.parquet import Dtype
+from beats_trainer.embeddings.run import DEFAULT_ROWS_PER_SHARD
 from beats_trainer.embeddings.windowed import Window, encode_windows
 from beats_trainer.embeddings.windows import Windowing
 from beats_trainer.errors import AudioError
-from beats_trainer.loading import find_clips
+from beats_trainer.file_names import printable_name
+from beats_trainer.loading import Clip, find_clips
 from beats_trainer.loading.inputs import ClipInput as UserInput
 from beats_trainer.model.classifier import apply_activation
 from beats_trainer.model.fingerprint import hash_weights
 from beats_trainer.model.precision import resolve_device
+from beats_trainer.predictions import PredictionTables, score_columns
 from beats_trainer.reports.scores import DEFAULT_THRESHOLD
 
 __all__ = ["BEATsPredictor", "Thresholds"]
@@ -49,15 +49,10 @@ PathLike: TypeAlias = str | os.PathLike[str]
 Thresholds: TypeAlias = float | Mapping[str, float]
 """Score from which on a class counts as heard: one for all classes, or by class name."""
 
-_OWN_COLUMNS = ("file", "start_time", "end_time", "label", "score", "detected", "error")
-SCORES = "scores"
-"""Column of a store that holds one score per class, and the store's folder."""
-_PIECE_BYTES = 16_000_000
-"""Scores that are read at once to find events in them."""
+log = logging.getLogger(__name__)
+
 _DETECTION_WINDOW_S = 10.0
 """Window of a model that does not say on what it was trained: what BEATs itself was trained on."""
-_PREDICTED_AT_ONCE = 4096
-"""Rows of a piece of a long table of predictions."""
 
 
 class BEATsPredictor:
@@ -118,15 +113,7 @@ class BEATsPredictor:
 
         It is the class's name; one that is called like another column has ``_score`` behind it.
         """
-        columns = []
-        taken = {*_OWN_COLUMNS, *self.labels}
-        for label in self.labels:
-            name = label
-            while name in _OWN_COLUMNS or (name != label and name in taken):
-                name += "_score"
-            taken.add(name)
-            columns.append(name)
-        return columns
+        return score_columns(self.labels)
 
     @property
     def thresholds(self) -> dict[str, float]:
@@ -163,7 +150,8 @@ class BEATsPredictor:
             progress: Show a progress bar; ``None`` shows one on a terminal.
 
         Returns:
-            One row per clip or window, in the order given: ``file``; ``start_time`` and ``end_time`` in
+            One row per clip or window, in the order given: ``file``, with bytes that are no text written
+            ``\\xff``; ``start_time`` and ``end_time`` in
             seconds, where there are windows or parts of files; ``label``, of the highest score; ``score``;
             ``detected``; then one column per class (`score_columns`), or ``label_2``, ``score_2`` and so
             on to ``top_k``.
@@ -213,17 +201,19 @@ class BEATsPredictor:
         if top_k is not None and not top_k >= 1:
             raise ValueError(f"top_k must be at least 1, not {top_k}.")
         clips = [] if isinstance(inputs, list | tuple) and not inputs else find_clips(inputs)
-        has_times = window_s is not None or any(c.start_s or c.duration_s for c in clips)
-        return self._predict_pieces(
-            self._outcomes(clips, Windowing(window_s, hop_s), progress),
+        tables = PredictionTables(
+            self.labels,
             limits,
-            has_times,
-            top_k,
-            on_error,
+            has_one_class=self.model.task == "single",
+            has_times=window_s is not None or any(c.start_s or c.duration_s for c in clips),
+            top_k=top_k,
+            skips_errors=on_error == "skip",
         )
+        outcomes = self._outcomes(clips, Windowing(window_s, hop_s), progress)
+        return tables.pieces(outcomes, self._score)
 
     def _outcomes(
-        self, clips: Sequence[Any], windowing: Windowing, progress: bool | None
+        self, clips: Sequence[Clip], windowing: Windowing, progress: bool | None
     ) -> Iterator[tuple[Window, NDArray[np.float32] | AudioError]]:
         shown = None if progress is None else not progress
         shown = True if progress is None and len(clips) == 1 else shown
@@ -241,75 +231,6 @@ class BEATsPredictor:
             for window, values in outcomes:
                 yield window, values
                 bar.update(window.is_last)
-
-    def _predict_pieces(
-        self,
-        outcomes: Iterator[tuple[Window, NDArray[np.float32] | AudioError]],
-        limits: NDArray[np.float64],
-        has_times: bool,
-        top_k: int | None,
-        on_error: str,
-    ) -> Iterator[pd.DataFrame]:
-        windows: list[Window] = []
-        embeddings: list[NDArray[np.float32]] = []
-        errors: dict[int, str] = {}
-
-        def table() -> pd.DataFrame:
-            kept = [index for index in range(len(windows)) if index not in errors]
-            scores = np.full((len(windows), len(self.labels)), np.nan, np.float32)
-            scores[kept] = self._score(embeddings)
-            piece = pd.DataFrame({"file": [window.clip.file for window in windows]})
-            if has_times:
-                piece["start_time"] = [window.start_time for window in windows]
-                piece["end_time"] = [window.end_time for window in windows]
-                piece = piece.astype({"start_time": float, "end_time": float})
-            piece = pd.concat([piece, self._label_columns(scores, kept, limits, top_k)], axis=1)
-            if on_error == "skip":
-                piece["error"] = [errors.get(index) for index in range(len(windows))]
-            return piece
-
-        is_first = True
-        for window, values in outcomes:
-            if isinstance(values, AudioError):
-                if on_error == "raise":
-                    raise values
-                errors[len(windows)] = values.reason
-            else:
-                embeddings.append(values)
-            windows.append(window)
-            if len(windows) == _PREDICTED_AT_ONCE:
-                yield table()
-                is_first = False
-                windows, embeddings, errors = [], [], {}
-        if windows or is_first:
-            yield table()
-
-    def _label_columns(
-        self,
-        scores: NDArray[np.float32],
-        kept: list[int],
-        limits: NDArray[np.float64],
-        top_k: int | None,
-    ) -> pd.DataFrame:
-        """The columns from ``label`` on; ``kept`` are the rows that have scores."""
-        best = (-scores[kept]).argsort(axis=1, kind="stable")[:, : top_k or 1]
-        columns: dict[str, Any] = {}
-        for rank in range(best.shape[1] if kept else min(top_k or 1, len(self.labels))):
-            label = np.full(len(scores), None, dtype=object)
-            score = np.full(len(scores), np.nan, np.float32)
-            if kept:
-                label[kept] = [self.labels[index] for index in best[:, rank]]
-                score[kept] = scores[kept, best[:, rank]]
-            suffix = f"_{rank + 1}" if rank else ""
-            columns |= {f"label{suffix}": label, f"score{suffix}": score}
-            if rank == 0:
-                detected = np.full(len(scores), None, dtype=object)
-                detected[kept] = self._detected(scores[kept], limits)
-                columns["detected"] = detected
-        table = pd.DataFrame(columns)
-        if top_k is not None:
-            return table
-        return pd.concat([table, pd.DataFrame(scores, columns=self.score_columns)], axis=1)
 
     def detect(
         self,
@@ -396,85 +317,82 @@ class BEATsPredictor:
             merge_gap_s,
             top_n,
         )
-        check_outputs(formats, timezone, convert_to, num_clips)
-        if output is None and num_clips:
-            raise ValueError("Clips for review need an output folder.")
+        outputs = OutputOptions(formats, timezone, convert_to, num_clips, clips_by)
+        outputs.check_folder(None if output is None else Path(output))
+        options = RunOptions(
+            self.batch_size,
+            self.num_threads,
+            dtype,
+            on_error,
+            retry_failed,
+            overwrite,
+            rows_per_shard,
+            progress,
+        )
+        encoder = self._encoder(per_step)
+        windowing = self._detection_windows(window_s, hop_s, encoder, per_step)
+        clips = find_clips(recordings)
         with contextlib.ExitStack() as stack:
-            folder = Path(
+            folder = (
                 stack.enter_context(tempfile.TemporaryDirectory()) if output is None else output
             )
-            clips = self._score_to(
-                recordings,
-                folder / SCORES,
-                window_s=window_s,
-                hop_s=hop_s,
-                per_step=per_step,
-                dtype=dtype,
-                on_error=on_error,
-                retry_failed=retry_failed,
-                overwrite=overwrite,
-                rows_per_shard=rows_per_shard,
-                progress=progress,
+            store = store_scores(
+                encoder,
+                clips,
+                Path(folder, SCORES),
+                windowing,
+                self._score,
+                self._recipe(encoder, windowing, per_step),
+                options,
             )
-            store = open_store(folder / SCORES)
-            return write_outputs(
-                _find_stored_events(store, self.labels, rules),
-                folder,
-                durations=store.durations,
+            paths = {printable_name(clip.file): clip.file for clip in clips}
+            parts = store.parts
+            num_others = len(set(parts["file"]) - paths.keys())
+            if num_others:
+                log.info(
+                    "%s holds %d recordings besides these, of earlier runs: they are in the tables too.",
+                    folder,
+                    num_others,
+                )
+            return make_outputs(
+                find_stored_events(store, self.labels, rules),
+                output,
+                outputs,
+                parts=parts,
                 failures=store.failures,
-                formats=formats,
-                timezone=timezone,
-                convert_to=convert_to,
-                num_clips=num_clips,
-                clips_by=clips_by,
-                paths={printable_name(clip.file): clip.file for clip in clips},
+                paths=paths,
             )
 
-    def _score_to(
-        self,
-        recordings: UserInput | Iterable[UserInput],
-        folder: Path,
-        *,
-        window_s: float | None,
-        hop_s: float | None,
-        per_step: bool,
-        dtype: Dtype,
-        overwrite: bool,
-        **options: Any,
-    ) -> list[Any]:
-        """Bring a store of window scores up to date; returns the clips that were asked for."""
-        encoder = self._encoder(per_step)
-        window_s = window_s or self.model.window_s or _DETECTION_WINDOW_S
+    def _detection_windows(
+        self, window_s: float | None, hop_s: float | None, encoder: Encoder, per_step: bool
+    ) -> Windowing:
+        if window_s is None:
+            window_s = self.model.window_s
+        if window_s is None:
+            window_s = _DETECTION_WINDOW_S
+            log.info(
+                "The model does not say how long the clips were that it was trained on: windows of %g s are "
+                "used. Where clips were of another length, set window_s (--window) to that.",
+                window_s,
+            )
         if hop_s is None:
             hop_s = window_s if per_step else window_s / 2
-        windowing = Windowing(window_s, hop_s, encoder.grid if per_step else None)
-        recipe = {
+        return Windowing(window_s, hop_s, encoder.grid if per_step else None)
+
+    def _recipe(self, encoder: Encoder, windowing: Windowing, per_step: bool) -> dict[str, Any]:
+        """How scores are made; what does not change them stands under ``"notes"``."""
+        return {
             "kind": SCORES,
             "weights_sha256": hash_weights(self.model),
             "labels": self.labels,
             "activation": self.model.activation,
             "per_step": per_step,
-            "window_s": window_s,
-            "hop_s": hop_s,
+            "window_s": windowing.window_s,
+            "hop_s": windowing.hop_s,
             "attention_window_s": self.window_s,
             "precision": encoder.precision,
             "notes": {"device": str(self.device), "beats_trainer_version": __version__},
         }
-        clips = find_clips(recordings)
-        columns = {SCORES: len(self.labels)}
-        with StoreWriter(folder, columns, recipe, dtype, overwrite) as writer:
-            run_to_store(
-                encoder,
-                clips,
-                writer,
-                windowing,
-                lambda values: {SCORES: self._score_rows(values)},
-                batch_size=self.batch_size,
-                num_threads=self.num_threads,
-                description="Detecting",
-                **options,
-            )
-        return clips
 
     def predict_proba(
         self, inputs: Sequence[ClipInput], *, progress: bool | None = None
@@ -495,7 +413,9 @@ class BEATsPredictor:
             progress=progress,
             description="Predicting",
         )
-        return self._score(encoded.embeddings)
+        if not encoded.embeddings:
+            return np.zeros((0, len(self.labels)), np.float32)
+        return self._score(np.stack(encoded.embeddings))
 
     def _event_thresholds(
         self, given: Thresholds | None, labels: Sequence[str] | None
@@ -504,6 +424,8 @@ class BEATsPredictor:
         if labels is None:
             return limits
         wanted = [labels] if isinstance(labels, str) else list(labels)
+        if not wanted:
+            raise ValueError("labels names no class: pass None to look for all.")
         self._limits(dict.fromkeys(wanted, 0.5))  # refuses a class that the model does not have
         return np.where([label in wanted for label in self.labels], limits, np.inf)
 
@@ -529,16 +451,6 @@ class BEATsPredictor:
                 )
         return np.array(list(limits.values()), np.float64)
 
-    def _detected(self, scores: NDArray[np.float32], limits: NDArray[np.float64]) -> list[str]:
-        """Names of the classes that are heard in each of N recordings, as text."""
-        is_heard = scores >= limits
-        if self.model.task == "single":
-            is_heard &= np.arange(len(self.labels)) == scores.argmax(axis=1)[:, None]
-        return [
-            LABEL_SEPARATOR.join(self.labels[index] for index in np.flatnonzero(row))
-            for row in is_heard
-        ]
-
     def _encoder(self, per_step: bool = False) -> Encoder:
         return Encoder(
             self.model.beats,
@@ -548,31 +460,10 @@ class BEATsPredictor:
             window_s=self.window_s,
         )
 
-    def _score(self, embeddings: list[NDArray[np.float32]]) -> NDArray[np.float32]:
-        if not embeddings:
-            return np.zeros((0, len(self.labels)), np.float32)
-        return self._score_rows(np.stack(embeddings))
-
-    def _score_rows(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _score(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
         """Scores ``(N, C)`` of embeddings ``(N, D)``."""
         with torch.inference_mode():
             logits = self.model.head(torch.from_numpy(embeddings).to(self.device))
             probabilities = apply_activation(logits, self.model.activation)
         scores: NDArray[np.float32] = probabilities.cpu().numpy()
         return scores
-
-
-def _find_stored_events(
-    store: EmbeddingStore, labels: Sequence[str], rules: EventRules
-) -> pd.DataFrame:
-    def scored(rows: StoredRows) -> ScoredWindows:
-        return rows.start_time, rows.end_time, rows.values[SCORES]
-
-    max_rows = max(1, _PIECE_BYTES // (4 * len(labels)))
-    pieces = store.batches_by_file(max_rows, [SCORES])
-    return find_events_of_recordings(
-        ((name, scored(rows)) for name, rows in pieces),
-        lambda name: scored(store.read(name)),
-        labels,
-        rules,
-    )

@@ -34,11 +34,18 @@ def test_it_leaves_a_model_and_commands_that_work(short, tmp_path, monkeypatch, 
     ]
 
     assert "guessing would give 20%" in shown
-    assert [command[0] for command in commands] == ["predict", "evaluate", "embed", "train"]
-    for command in commands[:3]:
+    assert [command[0] for command in commands] == [
+        "predict",
+        "detect",
+        "evaluate",
+        "embed",
+        "train",
+    ]
+    for command in commands[:-1]:
         assert main(command) == 0
     assert {path.name for path in (tmp_path / "beats_demo").iterdir()} == {
         *("sounds", "new_sounds", "runs", "model", "embeddings.parquet", "windows.parquet"),
+        *("recordings", "found"),
     }
 
 
@@ -83,6 +90,13 @@ def test_a_falling_chirp_is_a_rising_one_backwards():
     down = demo_sounds.SOUNDS["chirp_down"](time_s, np.random.default_rng(0))
 
     np.testing.assert_array_equal(down[::-1], up)
+
+
+def test_a_recording_has_each_kind_for_the_time_asked_for(tmp_path):
+    kinds = demo_sounds.make_recording(tmp_path / "new" / "night.wav", 3.0, seed=1)
+
+    assert sorted(kinds) == sorted(demo_sounds.SOUNDS)
+    assert len(load_audio(tmp_path / "new" / "night.wav")) == 5 * 48_000
 
 
 def test_clips_are_written_as_they_are(tmp_path):

@@ -41,6 +41,8 @@ DAWN = datetime(2024, 5, 10, 4, 30)
         "20241332_250000_20240510_043000.wav",  # the first is impossible
         "folder.wav/20240510_043000",
         r"D:\DATA\20240510_043000.WAV",
+        "s3://bucket/20240510_043000.WAV",
+        "zip://site/20240510_043000.WAV::s3://bucket/2023.zip",
     ],
 )
 def test_names_of_common_recorders_tell_the_time(name):

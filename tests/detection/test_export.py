@@ -1,6 +1,7 @@
 """Clips for review: the right events, their own sound to the bit, under names that any system takes."""
 
 import logging
+import zipfile
 
 import numpy as np
 import pandas as pd
@@ -228,6 +229,19 @@ def test_a_recordings_name_of_any_bytes_is_read_and_told_in_printable_form(recor
     assert table["file"].tolist() == [f"{tmp_path}/caf\\xe9 🎵.wav"]
     assert table["clip"].tolist() == ["owl/0.900_caf_ 🎵_0.000-0.500.wav"]
     assert (tmp_path / "out" / table["clip"][0]).is_file()
+
+
+def test_clips_are_cut_out_of_recordings_behind_urls_too(recording, tmp_path):
+    archive = tmp_path / "recordings.zip"
+    with zipfile.ZipFile(archive, "w") as members:
+        members.write(recording, "site/A_20240510_043000.wav")
+    url = f"zip://site/A_20240510_043000.wav::{archive}"
+
+    table = export_clips(events_in(url, [0.9]), tmp_path / "out", num_clips=1, context_s=0)
+
+    samples, _ = soundfile.read(tmp_path / "out" / table["clip"][0], dtype="int16")
+    expected, _ = soundfile.read(recording, stop=4000, dtype="int16")
+    np.testing.assert_array_equal(samples, expected)
 
 
 def test_a_folder_that_holds_something_is_left_alone_unless_told_otherwise(recording, tmp_path):

@@ -112,6 +112,18 @@ def test_hours_of_recording_are_those_of_counting_second_by_second(zone):
     assert found == pytest.approx(expected)
 
 
+def test_parts_of_recordings_count_where_they_lie():
+    parts = pd.DataFrame(
+        [("A_20240510_043000.wav", 600.0, 660.0), ("A_20240510_043000.wav", 1790.0, 1805.0)],
+        columns=["file", "start_time", "end_time"],
+    )
+
+    recorded = recorded_hours(parts)
+
+    assert recorded["hour"].tolist() == [4, 5]
+    assert recorded["recorded_s"].tolist() == [70.0, 5.0]
+
+
 def test_recordings_without_a_time_are_one_row_at_the_end():
     table = recorded_hours({"a.wav": 10.0, "A_20240510_040000.wav": 5.0, "b.wav": 20.0})
     alone = recorded_hours({"a.wav": 10.0})

@@ -23,7 +23,6 @@ from beats_trainer.detection.tables import (
     FORMATS,
     STANDARD_NAMES,
     join_names,
-    printable,
     split_label,
 )
 from beats_trainer.detection.writing import (
@@ -38,6 +37,7 @@ from beats_trainer.detection.writing import (
     write_raven_tables,
 )
 from beats_trainer.errors import AudioError, DatasetError, DatasetNotFoundError
+from beats_trainer.file_names import printable_name
 from sounds import write_tone
 
 # The columns as the programs' own documents and sources have them, not as our code does.
@@ -272,8 +272,8 @@ def test_odd_file_names_are_printable_and_stop_nothing(tmp_path, name):
 
     (file,) = read_detections(tmp_path / "out")["file"]
     keeps = name in ("csv", "parquet", "birdnet", "kaleidoscope")
-    assert os.path.basename(file) == ("caf\\udce9 \t\n.wav" if keeps else "caf\\udce9 \\t\\n.wav")
-    assert printable(raw) == "caf\\udce9 \t\n.wav"
+    assert os.path.basename(file) == ("caf\\xe9 \t\n.wav" if keeps else "caf\\xe9 \\t\\n.wav")
+    assert printable_name(raw) == "caf\\xe9 \t\n.wav"
 
 
 @pytest.mark.parametrize(

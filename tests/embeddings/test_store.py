@@ -661,6 +661,33 @@ def test_rows_of_a_file_come_in_time_order_wherever_they_lie(out):
     assert open_store(out).durations == {"a.wav": 7.0}
 
 
+def test_what_was_planned_of_files_is_told_once_and_whether_it_is_all(out):
+    clips = [
+        (Clip("a.wav", 5.0, 2.0), 2.0),
+        (Clip("a.wav", 0.0, 2.0), 2.0),
+        (Clip("a.wav", 1.0, 2.0), 2.0),  # overlaps
+        (Clip("b.wav"), 4.0),
+        (Clip("b.wav", 1.0, 2.0), 2.0),
+        (Clip("c.wav", 3.0), 1.0),
+    ]
+    with writer_of(out) as writer:
+        for clip, seconds in clips:
+            covered = [Covered(clip, STATE, seconds, 0, 1, True, num_rows=1)]
+            writer.write_shard(
+                covered, [clip.file], [0.0], [1.0], {"embedding": np.ones((1, WIDTH))}
+            )
+        write_failed(writer, "bad.wav")
+
+    parts = open_store(out).parts
+
+    assert parts.to_numpy().tolist() == [
+        ["a.wav", 0.0, 3.0, False],
+        ["a.wav", 5.0, 7.0, False],
+        ["b.wav", 0.0, 4.0, True],
+        ["c.wav", 3.0, 4.0, False],
+    ]
+
+
 def test_several_columns_are_read_one_by_one(out):
     columns = {"embedding_layer_6": 2, "embedding_layer_12": 3}
     values = {
@@ -744,6 +771,7 @@ def test_merged_into_one_file_it_is_the_same_store(filled, tmp_path):
     assert pq.read_metadata(merged.path).num_row_groups == 3
     assert len(merged.read("broken.wav")) == 0
     assert merged.durations == {}
+    assert list(merged.parts.columns) == ["file", "start_time", "end_time", "is_whole"]
     again = open_store(merged.merge_to(tmp_path / "two.parquet"))
     pd.testing.assert_frame_equal(again.to_pandas(), store.to_pandas())
     with pytest.raises(ValueError, match="outside of"):
@@ -801,6 +829,21 @@ def test_what_is_no_store_is_said_to_be_none(tmp_path):
         open_store(tmp_path / "other.parquet")
     with pytest.raises(StoreError, match="is damaged"):
         open_store(tmp_path / "text.parquet")
+
+
+def test_arrows_threads_hold_nothing_of_python_that_could_end_before_them(filled, monkeypatch):
+    sources = []
+
+    class Watched(pq.ParquetFile):
+        def __init__(self, source, **options):
+            sources.append(source)
+            super().__init__(source, **options)
+
+    monkeypatch.setattr(pq, "ParquetFile", Watched)
+    open_store(filled).to_pandas()
+
+    assert sources
+    assert all(isinstance(source, pa.OSFile) for source in sources)
 
 
 def test_a_store_that_changes_under_its_reader_says_so(filled):

@@ -250,7 +250,6 @@ def test_a_recording_read_in_turns_that_vanishes_fails_window_by_window(
     network, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(pieces, "_BLOCK_SAMPLES", 3 * 16_000)
-    monkeypatch.setattr(pieces, "_BLOCKS_AHEAD", 1)
     file = write_encoded(tmp_path / "a.mp3", tone(30.0), 16_000, "libmp3lame")
 
     def gone(file, overlap_s):

@@ -86,6 +86,38 @@ def test_reading_stays_at_most_max_ahead_of_the_consumer():
     stream.close()
 
 
+def test_results_are_weighed_where_they_differ_in_size():
+    taken = []
+
+    def items():
+        for weight in (0.5, 0.25, 0.25, 3.0, 0.1, 0.1):
+            taken.append(weight)
+            yield weight
+
+    stream = read_ahead(items(), str, num_threads=2, max_ahead=1, weigh=float)
+    taken_at = [(result, len(taken)) for _, result in stream]
+
+    assert taken_at == [("0.5", 3), ("0.25", 4), ("0.25", 4), ("3.0", 4), ("0.1", 6), ("0.1", 6)]
+
+
+def test_what_is_known_already_takes_no_thread_and_keeps_its_place():
+    threads = {}
+
+    def read(item):
+        threads[item] = threading.current_thread()
+        if item == 2:
+            raise AudioError("bad.wav", "it is damaged.")
+        return item
+
+    results = list(read_ahead(range(4), read, 2, 4, is_known=lambda item: item % 2 == 0))
+
+    assert [item for item, _ in results] == [0, 1, 2, 3]
+    assert isinstance(results[2][1], AudioError)
+    assert [threads[item] is threading.current_thread() for item in range(4)] == [
+        *(True, False, True, False)
+    ]
+
+
 def test_results_that_wait_for_the_consumer_are_bounded():
     alive = []
 
@@ -155,6 +187,15 @@ def test_long_clips_end_a_pool_early():
     next(iter(length_sorted_batches(clips(), batch_size=8)))
 
     assert len(taken) == 3
+
+
+def test_a_pool_that_is_long_enough_ends_with_a_full_batch():
+    minute = np.zeros(16_000 * 60, np.float32)
+
+    batches = list(length_sorted_batches(((index, minute) for index in range(60)), 8))
+
+    assert [len(batch) for batch in batches] == [8, 8, 8, 8, 8, 8, 8, 4]
+    assert [index for batch in batches[:4] for index, _ in batch] == list(range(32))
 
 
 def test_one_long_clip_does_not_make_a_batch_of_long_padding():

@@ -187,6 +187,8 @@ def _find(file: str, path: str) -> tuple[Source, Any]:
         raise AudioNotFoundError(file) from error
     except OSError as error:
         raise AudioError(file, f"{error.strerror or error}.") from error
+    except ValueError as error:  # of os.stat: a zero byte, as a damaged list may hold
+        raise AudioError(file, f"no file can have this name ({error}).") from error
     now = time.time_ns()
     if all(abs(now - moment) > _UNSETTLED_NS for moment in changed):
         with _remembering:

@@ -22,6 +22,10 @@ __all__ = [
     "to_waveform",
 ]
 
+_MOST_LEVEL = 1e10
+"""Beyond what any scale of sound reaches (32-bit integers as they are: 2e9), and far enough below where a
+spectrum in float32 overflows (about 1e12): what is above it is no sound, but bytes read as numbers."""
+
 _MOST_CHANNELS = 64
 """More than any recorder has: an array with more is transposed."""
 
@@ -81,7 +85,7 @@ def mix_to_mono(frames: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def check_finite(mono: NDArray[np.float32], file: str, sample_rate: int, start: int = 0) -> None:
-    """Raise an `AudioError` if a sample is NaN or infinite; it says where the first one is.
+    """Raise an `AudioError` if a sample is NaN, infinite or no level; it says where the first one is.
 
     Args:
         mono: Shape ``(N,)``.
@@ -89,13 +93,16 @@ def check_finite(mono: NDArray[np.float32], file: str, sample_rate: int, start: 
         sample_rate: Hz.
         start: Place of the first of these samples in the file.
     """
-    is_finite = np.isfinite(mono)
-    if not is_finite.all():
-        first_s = (start + int(np.argmin(is_finite))) / sample_rate
+    is_sound = np.abs(mono) <= _MOST_LEVEL  # NaN is not
+    if not is_sound.all():
+        first = int(np.argmin(is_sound))
+        what = "finite numbers (NaN or infinite)"
+        if np.isfinite(mono[first]):
+            what = f"levels of sound ({mono[first]:.3g}, where -1 to 1 is usual)"
         raise AudioError(
             file,
-            "it has samples that are not finite numbers (NaN or infinite), the first at "
-            f"{first_s:.3f} s; the file was damaged by what wrote it.",
+            f"it has samples that are not {what}, the first at {(start + first) / sample_rate:.3f} s; the "
+            "file was damaged by what wrote it.",
         )
 
 

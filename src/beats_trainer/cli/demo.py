@@ -1,6 +1,6 @@
 """``beats-trainer demo``: the whole main job on sounds that it makes itself, without network, in minutes.
 
-make sounds -> train a small network from scratch -> evaluate -> embed, find neighbours -> predict
+make sounds -> train a small network from scratch -> evaluate -> embed, find neighbours -> predict -> detect
 
 Twin of the Python calls that it makes, which are the ones a user makes too.
 """
@@ -26,12 +26,15 @@ __all__ = ["add_arguments", "run"]
 SUMMARY = "Make sounds, train a small model on them, and use it; needs no network and no data."
 USAGE = "[-o FOLDER]"
 EPILOG = """\
-Takes a few minutes on two CPU cores. The folder then holds the sounds, the run, the model, and the
-embeddings; the last lines printed are commands to go on with.
+Takes a few minutes on two CPU cores. The folder then holds the sounds, the run, the model, the
+embeddings, and what was found in a recording; the last lines printed are commands to go on with.
 """
 
 _CLIPS_PER_CLASS = 80
 _SEED = 7
+_SECONDS_PER_KIND = 12.0
+_WINDOW_S, _HOP_S = 2.0, 0.5
+"""A window is about as long as a clip."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +50,7 @@ def run(arguments: argparse.Namespace) -> ExitCode:
     folder = Path(arguments.output)
     sounds, new_sounds, model = folder / "sounds", folder / "new_sounds", folder / "model"
 
-    from beats_trainer.cli.demo_sounds import SOUNDS, make_clips
+    from beats_trainer.cli.demo_sounds import SOUNDS, make_clips, make_recording
 
     _say(f"1. Making {_CLIPS_PER_CLASS} clips each of {', '.join(SOUNDS)}, in {sounds}")
     make_clips(sounds, _CLIPS_PER_CLASS, _SEED, folder_per_class=True)
@@ -76,7 +79,8 @@ def run(arguments: argparse.Namespace) -> ExitCode:
     _say("\n4. New sounds: what they are, and what they resemble most")
     files = sorted(str(file) for file in sounds.rglob("*.wav"))
     new_files = sorted(str(file) for file in new_sounds.glob("*.wav"))
-    scores = BEATsPredictor.from_pretrained(model).predict(new_files)
+    predictor = BEATsPredictor.from_pretrained(model)
+    scores = predictor.predict(new_files)
     extractor = trainer.get_feature_extractor()
     library = extractor.embed(files)
     library.to_parquet(folder / "embeddings.parquet")
@@ -89,10 +93,39 @@ def run(arguments: argparse.Namespace) -> ExitCode:
     ]
     print(format_table(["new sound", "label", "score", "nearest known sound"], rows))
 
+    recording = folder / "recordings" / "20240510_043000.wav"
+    _say(f"\n5. A recording of a minute: what is heard when, in {folder / 'found'}")
+    made = make_recording(recording, _SECONDS_PER_KIND, _SEED + 2)
+    found = predictor.detect(
+        recording.parent,
+        folder / "found",
+        window_s=_WINDOW_S,
+        hop_s=_HOP_S,
+        min_duration_s=_WINDOW_S,
+        merge_gap_s=_WINDOW_S,
+        formats=["csv", "raven", "audacity"],
+        overwrite=True,
+        progress=False,
+    )
+    events = found.events
+    middles = (events["start_time"] + events["end_time"]) / 2
+    columns = [
+        events["datetime"].dt.strftime("%H:%M:%S"),
+        events["start_time"].map("{:.1f}".format),
+        events["end_time"].map("{:.1f}".format),
+        events["label"],
+        events["score"].map("{:.2f}".format),
+        [made[int(middle // _SECONDS_PER_KIND)] for middle in middles],
+    ]
+    header = ["time", "from s", "to s", "label", "score", "made"]
+    print(format_table(header, list(zip(*columns, strict=True))))
+
     program = _program()
     print(
         f"\nDone in {time.monotonic() - start:.0f} s. Go on with:\n"
         f"  {program} predict {model} {new_sounds} --top 3\n"
+        f"  {program} detect {recording.parent} -o {folder / 'found'} --model {model} "
+        f"--window {_WINDOW_S:g} --hop {_HOP_S:g} --threshold 0.7\n"
         f"  {program} evaluate {model}\n"
         f"  {program} embed {sounds} -o {folder / 'windows.parquet'} --model {model} --window 0.5\n"
         "With your own recordings, one folder per class:\n"

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from beats_trainer.constants import SAMPLE_RATE
 
-__all__ = ["SOUNDS", "make_clip", "make_clips"]
+__all__ = ["SOUNDS", "make_clip", "make_clips", "make_recording"]
 
 Waveform = NDArray[np.float64]
 
@@ -121,6 +121,31 @@ def make_clips(
             files.append(home / f"{kind}_{number:02d}.wav")
             soundfile.write(files[-1], make_clip(kind, rng), SAMPLE_RATE)
     return files
+
+
+def make_recording(file: Path, seconds_per_kind: float, seed: int) -> list[str]:
+    """Write a recording in which each kind is heard for some time, one after another.
+
+    Args:
+        file: A WAV file; its folder is made if it is not there.
+        seconds_per_kind: How long each is heard.
+        seed: The same seed gives the same file.
+
+    Returns:
+        The kinds, in the order of time.
+    """
+    rng = np.random.default_rng(seed)
+    kinds = [str(kind) for kind in rng.permutation(list(SOUNDS))]
+    num_samples = round(seconds_per_kind * SAMPLE_RATE)
+    parts = []
+    for kind in kinds:
+        clips: list[NDArray[np.float32]] = []
+        while sum(map(len, clips)) < num_samples:
+            clips.append(make_clip(kind, rng))
+        parts.append(np.concatenate(clips)[:num_samples])
+    file.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(file, np.concatenate(parts), SAMPLE_RATE)
+    return kinds
 
 
 def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:

@@ -4,9 +4,11 @@ Twin of ``BEATsPredictor(model).detect(recordings, out, ...)``.
 """
 
 import argparse
+import os
+from pathlib import Path
 
 from beats_trainer.cli.exit_code import ExitCode
-from beats_trainer.cli.output import check_place, format_table, tell_failures
+from beats_trainer.cli.output import check_place, format_table, number_of, tell_failures
 from beats_trainer.cli.recordings import (
     add_inference_options,
     add_inputs_argument,
@@ -19,6 +21,7 @@ from beats_trainer.errors import ConfigError
 __all__ = ["add_arguments", "run"]
 
 SUMMARY = "Find when a trained model's classes are heard in recordings; goes on where it stopped."
+GOES_ON = True
 USAGE = "INPUT... -o OUT --model MODEL [options]"
 EPILOG = """\
 examples:
@@ -62,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--formats",
-        type=_names,
+        type=_formats,
         default=["csv"],
         metavar="F,F",
         help=f"tables to write, of {', '.join(_FORMATS)} (default: csv)",
@@ -70,7 +73,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     rules = parser.add_argument_group("what counts as an event")
     add_threshold_option(rules)
     rules.add_argument(
-        "--labels", type=_names, metavar="L,L", help="classes to look for (default: all)"
+        "--label",
+        action="append",
+        metavar="LABEL",
+        help="class to look for; may be repeated (default: all)",
     )
     rules.add_argument(
         "--release",
@@ -120,6 +126,28 @@ def run(arguments: argparse.Namespace) -> ExitCode:
     of_all, of_labels = read_thresholds(arguments.threshold)
     check_place(arguments.output)
 
+    from beats_trainer.detection import EventRules
+    from beats_trainer.detection.outputs import OutputOptions
+
+    rules = {
+        "release": arguments.release,
+        "min_duration_s": arguments.min_duration,
+        "merge_gap_s": arguments.merge_gap,
+        "top_n": arguments.top_n,
+    }
+    outputs = {
+        "formats": arguments.formats,
+        "timezone": arguments.timezone,
+        "convert_to": arguments.convert_to,
+        "num_clips": arguments.export_clips,
+        "clips_by": arguments.clips_by,
+    }
+    try:  # at once, and not after the model was loaded
+        EventRules(0.5, **rules)
+        OutputOptions(**outputs).check_folder(Path(arguments.output))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
     from beats_trainer.loading import find_clips
 
     clips = find_clips(arguments.inputs)
@@ -139,17 +167,10 @@ def run(arguments: argparse.Namespace) -> ExitCode:
         window_s=arguments.window,
         hop_s=arguments.hop,
         per_step=arguments.per_step,
-        labels=arguments.labels,
+        labels=arguments.label,
         thresholds=base | of_labels or None,
-        release=arguments.release,
-        min_duration_s=arguments.min_duration,
-        merge_gap_s=arguments.merge_gap,
-        top_n=arguments.top_n,
-        timezone=arguments.timezone,
-        convert_to=arguments.convert_to,
-        formats=arguments.formats,
-        num_clips=arguments.export_clips,
-        clips_by=arguments.clips_by,
+        **rules,
+        **outputs,
         dtype=arguments.dtype,
         on_error=arguments.on_error,
         retry_failed=arguments.retry_failed,
@@ -157,7 +178,7 @@ def run(arguments: argparse.Namespace) -> ExitCode:
     )
     events = found.events
     print(
-        f"{len(events):,} events in {found.num_recordings:,} recordings, "
+        f"{number_of(len(events), 'event')} in {number_of(found.num_recordings, 'recording')}, "
         f"{found.recorded_s / 3600:,.2f} hours"
     )
     if len(events):
@@ -171,9 +192,12 @@ def run(arguments: argparse.Namespace) -> ExitCode:
         ]
         print(format_table(["label", "events", "seconds", "best score"], rows))
     for name, paths in found.written.items():
-        more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
-        if paths:
-            print(f"{name}: {paths[0]}{more}")
+        if name in ("raven", "audacity"):  # a table per recording
+            print(
+                f"{name}: {os.path.join(arguments.output, name)}, {number_of(len(paths), 'table')}"
+            )
+        else:
+            print(f"{name}: {', '.join(str(path) for path in paths)}")
     failures = found.failures
     if not len(failures):
         return ExitCode.OK
@@ -181,8 +205,5 @@ def run(arguments: argparse.Namespace) -> ExitCode:
     return ExitCode.SOME_FAILED if found.num_recordings else ExitCode.ERROR
 
 
-def _names(text: str) -> list[str]:
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    if not names:
-        raise ConfigError("Expected names with commas between them.")
-    return names
+def _formats(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]

@@ -17,6 +17,7 @@ from beats_trainer.errors import ConfigError
 __all__ = ["add_arguments", "run"]
 
 SUMMARY = "Embed recordings of any number and length into Parquet; goes on where it stopped."
+GOES_ON = True
 USAGE = "INPUT... -o OUT [options]"
 EPILOG = """\
 examples:

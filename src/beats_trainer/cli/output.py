@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["check_output", "check_place", "format_table", "tell_failures"]
+__all__ = ["check_output", "check_place", "format_table", "number_of", "tell_failures"]
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -35,6 +35,16 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str
         )
         lines.append("  ".join(padded).rstrip())
     return "\n".join(lines)
+
+
+def number_of(number: int, noun: str) -> str:
+    """Say how many there are.
+
+    Example:
+        >>> number_of(1, "file"), number_of(1200, "file")
+        ('1 file', '1,200 files')
+    """
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def check_output(path: str) -> Path:
@@ -77,10 +87,9 @@ def tell_failures(failures: "pd.DataFrame", where: str) -> None:
         where: The file that lists them all.
     """
     num_files = failures["file"].nunique()
-    files = "1 file" if num_files == 1 else f"{num_files:,} files"
     first = failures.iloc[0]
     print(
-        f"{files} could not be read, or not all of it; {where} says why. "
+        f"{number_of(num_files, 'file')} could not be read, or not all of it; {where} says why. "
         f"The first: {first['file']}: {first['reason']}",
         file=sys.stderr,
     )

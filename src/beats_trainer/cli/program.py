@@ -45,7 +45,8 @@ COMMANDS: dict[str, ModuleType] = {
     "models": models,
     "demo": demo,
 }
-"""Each has ``SUMMARY``, ``USAGE``, ``EPILOG``, ``add_arguments(parser)`` and ``run(arguments)``."""
+"""Each has ``SUMMARY``, ``USAGE``, ``EPILOG``, ``add_arguments(parser)`` and ``run(arguments)``; ``GOES_ON`` if it
+takes up a run that was interrupted."""
 
 _EPILOG = """\
 exit codes:
@@ -75,7 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             return int(COMMANDS[arguments.command].run(arguments))
         except KeyboardInterrupt:
-            print("Interrupted.", file=sys.stderr)
+            goes_on = getattr(COMMANDS[arguments.command], "GOES_ON", False)
+            hint = " The same command goes on where this one stopped." if goes_on else ""
+            print(f"Interrupted.{hint}", file=sys.stderr)
             return ExitCode.INTERRUPTED
         except BrokenPipeError:  # whoever read our output, such as `head`, has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -95,7 +95,10 @@ def parse_recording_time(
         True
     """
     zone = None if timezone is None else find_time_zone(timezone)
-    time = _read_name(ntpath.basename(os.fspath(file)))  # which knows both separators
+    name = os.fspath(file)
+    if "://" in name:  # zip://site/20240510_043000.WAV::s3://bucket/recordings.zip
+        name = name.partition("::")[0]
+    time = _read_name(ntpath.basename(name))  # which knows both separators
     if time is None or zone is None:
         return time
     if time.tzinfo is None:

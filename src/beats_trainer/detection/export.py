@@ -13,6 +13,7 @@ import re
 import sys
 import unicodedata
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +24,9 @@ from numpy.typing import NDArray
 
 from beats_trainer.atomic import written_whole
 from beats_trainer.audio.decode import Source, find_source, open_decoder
+from beats_trainer.audio.remote import LocalCopy, is_url
 from beats_trainer.errors import AudioError
+from beats_trainer.file_names import printable_name
 
 __all__ = ["CLIP_COLUMNS", "export_clips"]
 
@@ -127,21 +130,22 @@ def export_clips(
                 break
             if file in failures:
                 continue
+            stem = _safe(os.path.splitext(os.path.basename(file))[0], _MAX_STEM_BYTES)
+            name = f"{score:.3f}_{stem}_{start_s:.3f}-{end_s:.3f}"
+            stop_s = min(end_s, start_s + max_duration_s)
             try:
-                source = find_source(file)
-                samples = _read(source, start_s, min(end_s, start_s + max_duration_s), context_s)
+                with _opened(file) as source:
+                    samples = _read(source, start_s, stop_s, context_s)
+                    subtype = _subtype_of(source)
             except AudioError as error:
                 failures[file] = error.reason
-                log.warning("No clips of %s: %s", printable(file), error.reason)
+                log.warning("No clips of %s: %s", printable_name(file), error.reason)
                 continue
-            stem = _safe(os.path.splitext(os.path.basename(file))[0], _MAX_STEM_BYTES)
-            name = names(
-                f"{score:.3f}_{stem}_{start_s:.3f}-{end_s:.3f}", also=f"{file} {start_s} {end_s}"
-            )
+            name = names(name, also=f"{file} {start_s} {end_s}")
             clip = f"{subfolder}/{name}.wav"
             (root / subfolder).mkdir(exist_ok=True)
-            _write_wav(root / clip, samples, source)
-            clips.append((clip, printable(file), start_s, end_s, str(label), score, ""))
+            _write_wav(root / clip, samples, source.sample_rate, subtype)
+            clips.append((clip, printable_name(file), start_s, end_s, str(label), score, ""))
         num_written = len(clips) - num_before
         if num_written < num_wanted:
             reason = "the other recordings could not be read."
@@ -151,7 +155,7 @@ def export_clips(
 
 
 def _errors_of(failures: dict[str, str]) -> pd.DataFrame:
-    rows = [(printable(file), reason) for file, reason in failures.items()]
+    rows = [(printable_name(file), reason) for file, reason in failures.items()]
     return pd.DataFrame(rows, columns=["file", "reason"])
 
 
@@ -159,16 +163,6 @@ def _write_csv(path: Path, table: pd.DataFrame) -> pd.DataFrame:
     with written_whole(path) as partial:
         table.to_csv(partial, index=False, lineterminator="\n")
     return table
-
-
-def printable(name: str) -> str:
-    r"""A file's name as text that can be written: bytes that are no UTF-8 become ``\xff``.
-
-    Example:
-        >>> printable("caf\udce9.wav")
-        'caf\\xe9.wav'
-    """
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _in_time_order(events: pd.DataFrame) -> pd.DataFrame:
@@ -194,6 +188,14 @@ def _by_strata(events: pd.DataFrame, label: str, seed: int) -> pd.DataFrame:
     return events.iloc[shuffled[np.lexsort((-bins[shuffled], rounds))]]
 
 
+@contextlib.contextmanager
+def _opened(file: str) -> Iterator[Source]:
+    """What is known of a recording, which can be read meanwhile; one behind a URL is fetched."""
+    with contextlib.ExitStack() as stack:
+        path = stack.enter_context(LocalCopy(file)) if is_url(file) else None
+        yield find_source(file, path)
+
+
 def _read(source: Source, start_s: float, end_s: float, context_s: float) -> NDArray[np.float32]:
     rate = source.sample_rate
     first = max(0, math.floor((start_s - context_s) * rate + 1e-6))
@@ -204,7 +206,7 @@ def _read(source: Source, start_s: float, end_s: float, context_s: float) -> NDA
             f"it is {source.num_samples / rate:.3f} s long, and an event starts at {start_s:.3f} s. Is it "
             "the recording in which the events were found?",
         )
-    with contextlib.closing(open_decoder(source.file)) as decoder:
+    with contextlib.closing(open_decoder(source.file, source.path)) as decoder:
         pieces = list(decoder.pieces(first, stop))
     if sum(len(piece) for piece in pieces) < stop - first - source.slack:
         raise AudioError(source.file, f"its sound ends before {stop / rate:.3f} s: it is cut off.")
@@ -212,8 +214,7 @@ def _read(source: Source, start_s: float, end_s: float, context_s: float) -> NDA
     return samples
 
 
-def _write_wav(path: Path, samples: NDArray[np.float32], source: Source) -> None:
-    subtype = _subtype_of(source)
+def _write_wav(path: Path, samples: NDArray[np.float32], sample_rate: int, subtype: str) -> None:
     values: NDArray[Any] = samples
     if subtype != "FLOAT":
         # Scaled here: libsndfile multiplies by 32,767, and what was decoded from integers would change.
@@ -222,12 +223,12 @@ def _write_wav(path: Path, samples: NDArray[np.float32], source: Source) -> None
         steps = np.rint(samples.astype(np.float64) * scale).clip(-scale, scale - 1)
         values = steps.astype(np.int16) if bits == 16 else steps.astype(np.int32) << 8
     with written_whole(path) as partial:
-        soundfile.write(partial, values, source.sample_rate, subtype=subtype, format="WAV")
+        soundfile.write(partial, values, sample_rate, subtype=subtype, format="WAV")
 
 
 def _subtype_of(source: Source) -> str:
     if source.decoder == "soundfile":
-        name = source.file if sys.platform == "win32" else os.fsencode(source.file)
+        name = source.path if sys.platform == "win32" else os.fsencode(source.path)
         subtype = soundfile.info(name).subtype
         if subtype in ("FLOAT", "DOUBLE"):
             return "FLOAT"

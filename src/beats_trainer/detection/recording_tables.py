@@ -14,7 +14,8 @@ from pathlib import Path, PurePosixPath
 from unicodedata import normalize
 
 from beats_trainer.atomic import written_whole
-from beats_trainer.detection.tables import on_one_line, printable
+from beats_trainer.detection.tables import on_one_line
+from beats_trainer.file_names import printable_name
 
 __all__ = ["absolute", "holds_recording_tables", "table_names", "write_recording_tables"]
 
@@ -139,7 +140,7 @@ def _shared_folder(places: list[list[str]]) -> list[str]:
 
 
 def _safe(part: str) -> str:
-    part = on_one_line(printable(part))
+    part = on_one_line(printable_name(part))
     return f"_{part[1:]}" if part.startswith(".") else part  # a hidden table is never found again
 
 

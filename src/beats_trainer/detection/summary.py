@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from beats_trainer.datasets.recording_times import event_times
 
@@ -21,7 +22,7 @@ def summarise(
     *,
     timezone: str | None = None,
     convert_to: str | None = None,
-    durations: Mapping[str, float] | None = None,
+    durations: Mapping[str, float] | pd.DataFrame | None = None,
 ) -> pd.DataFrame:
     """Count the events of each class by date and hour.
 
@@ -32,7 +33,8 @@ def summarise(
             file's start.
         timezone: Zone of the recorders' clocks, as for :func:`~beats_trainer.datasets.recording_times.parse_recording_time`.
         convert_to: Zone to tell dates and hours in; ``None`` means ``timezone``.
-        durations: Seconds of every recording that was searched, also of those without an event.
+        durations: Seconds of every recording that was searched, also of those without an event; or, where
+            parts of recordings were, a table of these, ``file``, ``start_time``, ``end_time``.
 
     Returns:
         One row per label, date and hour with events, in this order: ``label``; ``date`` (``YYYY-MM-DD``);
@@ -89,12 +91,15 @@ def summarise(
 
 
 def recorded_hours(
-    durations: Mapping[str, float], *, timezone: str | None = None, convert_to: str | None = None
+    durations: Mapping[str, float] | pd.DataFrame,
+    *,
+    timezone: str | None = None,
+    convert_to: str | None = None,
 ) -> pd.DataFrame:
     """Sum what was recorded by date and hour: what numbers of events must be seen against.
 
     Args:
-        durations: Seconds of every recording.
+        durations: As for `summarise`.
         timezone: Zone of the recorders' clocks.
         convert_to: Zone to tell dates and hours in; ``None`` means ``timezone``.
 
@@ -107,8 +112,8 @@ def recorded_hours(
         >>> recorded_hours({"A_20240510_235900.wav": 90.0}).values.tolist()
         [['2024-05-10', 23, 60.0], ['2024-05-11', 0, 30.0]]
     """
-    begins = event_times(list(durations), np.zeros(len(durations)), timezone, convert_to)
-    seconds = np.fromiter(durations.values(), np.float64, len(durations))
+    files, starts, seconds = _parts_of(durations)
+    begins = event_times(files, starts, timezone, convert_to)
     is_known = begins.notna().to_numpy()
     zone = begins.dt.tz
     naive = begins if zone is None else begins.dt.tz_convert("UTC").dt.tz_localize(None)
@@ -138,6 +143,17 @@ def recorded_hours(
         unknown = pd.DataFrame(rest).astype({"date": dates.dtype, "hour": "Int64"})
         table = pd.concat([table, unknown], ignore_index=True) if len(table) else unknown
     return table
+
+
+def _parts_of(
+    durations: Mapping[str, float] | pd.DataFrame,
+) -> tuple[list[str], NDArray[np.float64], NDArray[np.float64]]:
+    """Files, and start and length in seconds of what was recorded, or searched, of each."""
+    if isinstance(durations, pd.DataFrame):
+        starts = durations["start_time"].to_numpy(np.float64)
+        return durations["file"].tolist(), starts, durations["end_time"].to_numpy() - starts
+    seconds = np.fromiter(durations.values(), np.float64, len(durations))
+    return list(durations), np.zeros(len(durations)), seconds
 
 
 def _dates_and_hours(times: pd.Series) -> tuple[pd.Series, pd.Series]:

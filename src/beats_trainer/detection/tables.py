@@ -20,6 +20,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from beats_trainer.errors import DatasetError
+from beats_trainer.file_names import printable_name
 
 __all__ = [
     "BIRDNET_COLUMNS",
@@ -34,7 +35,6 @@ __all__ = [
     "check_events",
     "join_names",
     "on_one_line",
-    "printable",
     "split_label",
 ]
 
@@ -140,22 +140,6 @@ def check_events(events: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([checked, others], axis=1) if len(others.columns) else checked
 
 
-def printable(file: str | os.PathLike[str]) -> str:
-    r"""Give a file's name as text that any table can hold.
-
-    Args:
-        file: The file's name as Python has it: bytes that are no UTF-8 are lone surrogates in it.
-
-    Returns:
-        The name, with each such byte as a backslash escape; other names as they are.
-
-    Example:
-        >>> print(printable(os.fsdecode(b"caf\xe9.wav")))
-        caf\udce9.wav
-    """
-    return os.fspath(file).encode("utf-8", "backslashreplace").decode("utf-8")
-
-
 def on_one_line(text: str) -> str:
     r"""Give text without tabs and line ends, which then stand as backslash escapes.
 
@@ -222,10 +206,10 @@ def _each_value(values: pd.Series, convert: Callable[[object, int], str]) -> pd.
 def _file_name(value: object, row: int) -> str:
     if not isinstance(value, str | os.PathLike) or not os.fspath(value):
         raise DatasetError(f"Row {row} of the events has no file but {value!r}: expected a path.")
-    return printable(value)
+    return printable_name(value)
 
 
 def _label(value: object, row: int) -> str:
     if not isinstance(value, str) or not value.strip():
         raise DatasetError(f"Row {row} of the events has no label but {value!r}: expected text.")
-    return printable(value)
+    return printable_name(value)

@@ -39,10 +39,10 @@ from beats_trainer.detection.tables import (
     TIME_DIGITS,
     check_events,
     on_one_line,
-    printable,
     split_label,
 )
 from beats_trainer.errors import AudioError, DatasetError
+from beats_trainer.file_names import printable_name
 
 __all__ = [
     "check_formats",
@@ -455,7 +455,7 @@ class _ByRecording:
     def __init__(self, checked: pd.DataFrame, recordings: Iterable[PathLike]) -> None:
         codes, files = pd.factorize(checked["file"])
         paths = [absolute(file) for file in files]
-        everything = [*paths, *(printable(absolute(file)) for file in recordings)]
+        everything = [*paths, *(printable_name(absolute(file)) for file in recordings)]
         self.recordings = sorted(set(everything))
         number = {recording: place for place, recording in enumerate(self.recordings)}
         of_event = np.array([number[path] for path in paths], np.int64)[codes]
@@ -491,7 +491,7 @@ class _Information:
         sample_rates: Mapping[str, float] | None,
     ) -> None:
         # What is printed of a name that is no Unicode opens no file.
-        self._on_disk = {printable(absolute(file)): absolute(file) for file in recordings}
+        self._on_disk = {printable_name(absolute(file)): absolute(file) for file in recordings}
         self._durations = _by_path(durations)
         self._rates = _by_path(sample_rates)
         self._probed: dict[str, AudioInfo | AudioError] = {}
@@ -523,7 +523,7 @@ class _Information:
 
 
 def _by_path(values: Mapping[str, float] | None) -> dict[str, float]:
-    return {printable(absolute(file)): float(value) for file, value in (values or {}).items()}
+    return {printable_name(absolute(file)): float(value) for file, value in (values or {}).items()}
 
 
 def _write_raven_tables(

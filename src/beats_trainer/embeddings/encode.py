@@ -32,7 +32,7 @@ from beats_trainer.embeddings.encoder import (
 )
 from beats_trainer.embeddings.pieces import ClipInput, Piece, Work, read_pieces
 from beats_trainer.errors import AudioError
-from beats_trainer.loading import Clip, length_sorted_batches
+from beats_trainer.loading import POOL_BATCHES, Clip, length_sorted_batches
 from beats_trainer.model.beats import BEATs
 from beats_trainer.model.pooling import AttentivePooling
 
@@ -106,7 +106,9 @@ def encode_stream(
     threads = num_threads or min(8, os.cpu_count() or 1)
     with (
         encoder.evaluating(),
-        contextlib.closing(read_pieces(work, encoder.grid, threads)) as pieces,
+        contextlib.closing(
+            read_pieces(work, encoder.grid, threads, POOL_BATCHES * batch_size)
+        ) as pieces,
     ):
         finished: list[Part | AudioError] = []
         for piece, part in _in_order(encoder, pieces, batch_size):

@@ -9,6 +9,7 @@ neither shows that a shard is missing, and its clip is to be done again.
 """
 
 import json
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -43,6 +44,8 @@ FORMAT_VERSION = 1
 
 FAILURE_COLUMNS = ("file", "start_time", "end_time", "reason")
 """Columns of ``errors.csv``, seconds from the file's start; no times mean the whole file."""
+
+_PART_COLUMNS = ("file", "start_time", "end_time", "is_whole")
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")  # two letters at least: C:\ is a drive
 _FIELDS = (
@@ -303,6 +306,24 @@ class Journal:
                 seconds[name] = max(end, seconds.get(name, 0.0))
         return seconds
 
+    def parts(self) -> pd.DataFrame:
+        """List which time of the files was planned, where known.
+
+        Returns:
+            Columns ``file, start_time, end_time`` (seconds) and ``is_whole``, whether the end is that of the
+            file and the start its start; each time once, also where clips overlap; files in the order in which
+            they first came.
+        """
+        clips: dict[str, list[tuple[float, float, bool]]] = {}
+        for key, progress in self.progress.items():
+            if progress.duration_s is not None:
+                is_whole = key.start_s == 0 and key.duration_s is None
+                part = (key.start_s, key.start_s + progress.duration_s, is_whole)
+                clips.setdefault(printable_name(key.file), []).append(part)
+        rows = [(name, *part) for name, parts in clips.items() for part in _joined(parts)]
+        table = pd.DataFrame(rows, columns=list(_PART_COLUMNS))
+        return table.astype({"start_time": float, "end_time": float, "is_whole": bool})
+
 
 def continues(before: Progress | None, entry: Entry) -> bool:
     """Whether an entry is what must come next of its clip: what follows, or a new attempt."""
@@ -313,6 +334,20 @@ def continues(before: Progress | None, entry: Entry) -> bool:
     return (
         not before.is_complete and entry.first == before.next_window and entry.state == before.state
     )
+
+
+def _joined(parts: list[tuple[float, float, bool]]) -> Iterator[tuple[float, float, bool]]:
+    """Parts of one file in order of time; those that touch or overlap as one."""
+    start, end, is_whole = math.inf, -math.inf, False
+    for next_start, next_end, next_is_whole in sorted(parts):
+        if next_start > end + 1e-6:
+            if end > start:
+                yield start, end, is_whole
+            start, end, is_whole = next_start, next_end, next_is_whole
+        else:
+            end, is_whole = max(end, next_end), is_whole or next_is_whole
+    if end > start:
+        yield start, end, is_whole
 
 
 def _merged(

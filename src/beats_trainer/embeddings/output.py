@@ -4,6 +4,7 @@ run -> [store in a folder -> merged where one file was asked for] -> output
 """
 
 import contextlib
+import glob
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from beats_trainer.atomic import written_whole
-from beats_trainer.embeddings.parquet import Dtype
+from beats_trainer.embeddings.parquet import Dtype, explained
 from beats_trainer.embeddings.store import open_store
 from beats_trainer.embeddings.store_writer import StoreWriter
 
@@ -58,13 +59,29 @@ def stored_at(
             f"{output} is a folder, and an output ending in .parquet is one file. Name another."
         )
     folder = output.with_name(output.name + ".parts")
+    removed = output.with_name(f".{folder.name}.removed")
+    errors = output.with_name(f"{output.stem}.errors.csv")
     with StoreWriter(folder, columns, recipe, dtype, overwrite) as writer:
+        _remove(removed)  # what a run that was killed left, at this point or while it merged
+        for name in (output.name, errors.name):
+            for partial in output.parent.glob(f".{glob.escape(name)}.*.part"):
+                partial.unlink()
         yield writer
-        open_store(folder).merge_to(output)
-        failures = open_store(folder).failures
-        errors = output.with_name(f"{output.stem}.errors.csv")
-        errors.unlink(missing_ok=True)
-        if len(failures):
-            with written_whole(errors) as partial:
-                failures.to_csv(partial, index=False)
-    shutil.rmtree(folder)
+        store = open_store(folder)
+        failures = store.failures
+        with explained(
+            output, f"All rows are in {folder}; make room, and run the same command again"
+        ):
+            store.merge_to(output)
+            if len(failures):
+                with written_whole(errors) as partial:
+                    failures.to_csv(partial, index=False)
+            else:
+                errors.unlink(missing_ok=True)
+    os.replace(folder, removed)  # first: half of a store is no store, and would be in the way
+    _remove(removed)
+
+
+def _remove(folder: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):  # not there; or another run removes it too
+        shutil.rmtree(folder)

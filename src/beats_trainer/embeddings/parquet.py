@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from beats_trainer.atomic import written_whole
-from beats_trainer.errors import StoreError
+from beats_trainer.errors import BEATsTrainerError, StoreError
+from beats_trainer.file_names import printable_name
 
 __all__ = [
     "FAILURES_KEY",
@@ -31,6 +32,7 @@ __all__ = [
     "Dtype",
     "Footer",
     "Vectors",
+    "explained",
     "opened_parquet",
     "printable_name",
     "printable_names",
@@ -97,24 +99,6 @@ def without_notes(recipe: Mapping[str, Any]) -> dict[str, Any]:
         {'pooling': 'mean'}
     """
     return {name: value for name, value in recipe.items() if name != "notes"}
-
-
-def printable_name(name: str) -> str:
-    r"""Write a file's name as text: bytes that are none become ``\xff``.
-
-    Example:
-        >>> printable_name("caf\udce9.wav")
-        'caf\\xe9.wav'
-    """
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        try:
-            raw = name.encode("utf-8", "surrogateescape")
-        except UnicodeEncodeError:  # not from bytes: half a character of Windows
-            raw = name.encode("utf-8", "backslashreplace")
-        return raw.decode("utf-8", "backslashreplace")
-    return name
 
 
 def printable_names(names: Sequence[str]) -> list[str]:
@@ -227,6 +211,26 @@ def write_parquet(
     sync_folder(path.parent)
 
 
+@contextlib.contextmanager
+def explained(path: Path, advice: str) -> Iterator[None]:
+    """Say of a failure to write, inside, which file it was and what to do.
+
+    Args:
+        path: The file.
+        advice: What is whole all the same, and what to do.
+
+    Raises:
+        OSError: With the number of the one that was raised inside.
+    """
+    try:
+        yield
+    except BEATsTrainerError:
+        raise
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OSError(error.errno, f"Cannot write {path}: {reason}. {advice}") from error
+
+
 def sync_folder(folder: Path) -> None:
     """Make sure that a rename in the folder outlives a power cut, where the system can promise it."""
     if os.name == "nt":
@@ -255,7 +259,10 @@ def opened_parquet(path: Path) -> Iterator[Any]:
         DamagedParquetError: If it is damaged, noticed here or when it is read from.
         OSError: If it cannot be opened or read.
     """
-    with path.open("rb") as source:
+    # Not a file of Python's: Arrow's threads let go of what they read a moment after we have it, and a Python
+    # object that is let go of while Python ends aborts the process (apache/arrow#50482). As bytes, the
+    # name may be no text.
+    with pa.OSFile(os.fsencode(path)) as source:
         try:
             with pq.ParquetFile(source, page_checksum_verification=True) as file:
                 yield file

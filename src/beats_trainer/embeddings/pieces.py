@@ -4,6 +4,9 @@ clips -> [length -> pieces on the token grid -> blocks of neighbours -> decode a
 
 A clip longer than the network hears at once is cut such that its pieces continue one another's grid of
 tokens. Pieces that lie side by side in one file, as overlapping windows do, are decoded together, once.
+
+As much is decoded ahead as the network takes at once, so that the threads have work all the while that it
+computes.
 """
 
 import contextlib
@@ -20,7 +23,7 @@ from numpy.typing import NDArray
 from beats_trainer.audio import AudioReader, load_audio, probe_audio
 from beats_trainer.constants import FRAME_LENGTH, FRAME_SHIFT, SAMPLE_RATE
 from beats_trainer.errors import AudioError
-from beats_trainer.loading import Clip, read_ahead
+from beats_trainer.loading import MOST_POOLED, Clip, read_ahead
 from beats_trainer.model.architecture import Architecture
 from beats_trainer.model.lengths import min_samples
 
@@ -38,8 +41,12 @@ _BLOCK_PIECES = 256
 _CLIPS_AHEAD = 64
 """Clips whose lengths are looked up before their sound is wanted."""
 
-_BLOCKS_AHEAD = 4
-"""Decoded blocks kept waiting per reading thread."""
+_BUNDLE_SAMPLES = 5 * SAMPLE_RATE
+_BUNDLE_BLOCKS = 16
+"""Short clips that a thread reads in one go, at most: by itself, handing one over costs as much as reading it."""
+
+_BUNDLES_PER_THREAD = 2
+"""What is kept in work for each thread, however large it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +54,14 @@ class Work:
     """One clip to encode.
 
     Attributes:
-        source: Its sound.
+        source: Its sound, or why it cannot be had.
         group: Clips are batched with others of their group only; groups come one after another.
+        duration_s: Its seconds, where they are known: the file is then not asked for them.
     """
 
-    source: ClipInput
+    source: ClipInput | AudioError
     group: int = 0
+    duration_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,69 +135,111 @@ class _Span:
     group: int
     is_last: bool
     source: Clip | NDArray[np.float32] | AudioError
+    size: int
+    """Samples that it is expected to have."""
     start: int = 0
     length: int | None = None
 
 
-def read_pieces(work: Iterable[Work], grid: TokenGrid, num_threads: int) -> Generator[Piece]:
+@dataclass(frozen=True, slots=True)
+class _Sound:
+    """The sound of a clip: its samples as its header has them, and whether it must be read by numbers."""
+
+    source: Clip | NDArray[np.float32]
+    num_samples: int
+    is_part: bool
+
+
+def read_pieces(
+    work: Iterable[Work], grid: TokenGrid, num_threads: int, num_ahead: int = 64
+) -> Generator[Piece]:
     """Read clips ahead of the network, piece by piece.
 
     Args:
         work: Taken as the sound is wanted, a bounded number ahead.
         grid: How long clips are cut.
         num_threads: Threads that decode.
+        num_ahead: Pieces that are decoded ahead, as far as `MOST_POOLED` samples hold them.
 
     Yields:
         The pieces of each clip in time order, clip by clip. An unreadable clip has at least one piece that
         says why.
     """
     with contextlib.closing(_spans(work, grid, num_threads)) as spans:
-        blocks = contextlib.closing(_in_turns(_blocks(spans)))
-        with blocks as in_turns:
-            ready = read_ahead(in_turns, _read_block, num_threads, _BLOCKS_AHEAD * num_threads)
+        most = 1 / (_BUNDLES_PER_THREAD * num_threads)
+
+        def share(bundle: Sequence[_Block]) -> float:
+            """What a bundle takes of the room that there is."""
+            spans = [span for block in bundle for span in block.spans]
+            num_samples = sum(span.size for span in spans)
+            return min(most, max(len(spans) / num_ahead, num_samples / MOST_POOLED))
+
+        with contextlib.closing(_in_turns(_blocks(spans))) as in_turns:
+            ready = read_ahead(_bundles(in_turns), _read_bundle, num_threads, 1, share)
             with contextlib.closing(ready):
-                for block, waveforms in ready:
-                    if isinstance(waveforms, Exception):
-                        raise waveforms
-                    for span, waveform in zip(block.spans, waveforms, strict=True):
-                        yield Piece(span.clip, span.group, span.is_last, waveform)
+                for bundle, outcome in ready:
+                    if isinstance(outcome, Exception):
+                        raise outcome
+                    for block, waveforms in zip(bundle, outcome, strict=True):
+                        for span, waveform in zip(block.spans, waveforms, strict=True):
+                            yield Piece(span.clip, span.group, span.is_last, waveform)
 
 
 def _spans(work: Iterable[Work], grid: TokenGrid, num_threads: int) -> Generator[_Span]:
     """Cut each clip, after its length was looked up where it matters."""
     items = read_ahead(
-        enumerate(work), lambda item: _sound_of(item[1].source, grid), num_threads, _CLIPS_AHEAD
+        enumerate(work),
+        lambda item: _sound_of(item[1], grid),
+        num_threads,
+        _CLIPS_AHEAD,
+        is_known=lambda item: _is_known(item[1], grid),
     )
     with contextlib.closing(items):
         for (index, item), found in items:
             if isinstance(found, AudioError):
-                yield _Span(index, item.group, True, found)
+                yield _Span(index, item.group, True, found, 0)
                 continue
             if isinstance(found, Exception):
                 raise found
-            source, num_samples = found
-            if num_samples is None:
-                yield _Span(index, item.group, True, source)
+            source, num_samples = found.source, found.num_samples
+            if not found.is_part:
+                yield _Span(index, item.group, True, source, num_samples)
                 continue
             first = 0 if isinstance(source, np.ndarray) else round(source.start_s * SAMPLE_RATE)
             starts = grid.starts(num_samples)
             for start in starts:
                 length = min(grid.window, num_samples - start)
-                yield _Span(index, item.group, start == starts[-1], source, first + start, length)
+                is_last = start == starts[-1]
+                yield _Span(index, item.group, is_last, source, length, first + start, length)
 
 
-def _sound_of(source: ClipInput, grid: TokenGrid) -> tuple[Clip | NDArray[np.float32], int | None]:
-    """The clip, and its samples where it must be cut or is known to be a part of a file."""
+def _is_known(item: Work, grid: TokenGrid) -> bool:
+    """Whether no file has to be asked how long it is."""
+    if item.duration_s is not None or isinstance(item.source, np.ndarray | AudioError):
+        return True
+    return isinstance(item.source, Clip) and _is_short(item.source, grid)
+
+
+def _is_short(clip: Clip, grid: TokenGrid) -> bool:
+    return clip.duration_s is not None and clip.duration_s * SAMPLE_RATE <= grid.window
+
+
+def _sound_of(item: Work, grid: TokenGrid) -> _Sound | AudioError:
+    source = item.source
+    if isinstance(source, AudioError):
+        return source
     if isinstance(source, np.ndarray):
-        return source, len(source) if len(source) > grid.window else None
+        return _Sound(source, len(source), len(source) > grid.window)
     clip = source if isinstance(source, Clip) else Clip(os.fspath(source))
-    if clip.duration_s is not None and clip.duration_s * SAMPLE_RATE <= grid.window:
-        return clip, max(1, round(clip.duration_s * SAMPLE_RATE))
-    duration_s = probe_audio(clip.file).duration_s - clip.start_s
+    if clip.duration_s is not None and _is_short(clip, grid):
+        return _Sound(clip, max(1, round(clip.duration_s * SAMPLE_RATE)), True)
+    duration_s = item.duration_s
+    if duration_s is None:
+        duration_s = probe_audio(clip.file).duration_s - clip.start_s
     if clip.duration_s is not None:
         duration_s = min(duration_s, clip.duration_s)
     num_samples = round(duration_s * SAMPLE_RATE)
-    return clip, num_samples if num_samples > grid.window else None
+    return _Sound(clip, num_samples, num_samples > grid.window)
 
 
 def _blocks(spans: Iterable[_Span]) -> Iterator[list[_Span]]:
@@ -294,6 +345,25 @@ def _is_seekable(file: str) -> bool:
         return probe_audio(file).is_seekable
     except AudioError:  # which those say who read it
         return True
+
+
+def _bundles(blocks: Iterable[_Block]) -> Iterator[list[_Block]]:
+    """Put short blocks together for one thread to read, whatever their files."""
+    bundle: list[_Block] = []
+    num_samples = 0
+    for block in blocks:
+        size = sum(span.size for span in block.spans)
+        if bundle and (num_samples + size > _BUNDLE_SAMPLES or len(bundle) == _BUNDLE_BLOCKS):
+            yield bundle
+            bundle, num_samples = [], 0
+        bundle.append(block)
+        num_samples += size
+    if bundle:
+        yield bundle
+
+
+def _read_bundle(bundle: Sequence[_Block]) -> list[list[NDArray[np.float32] | AudioError]]:
+    return [_read_block(block) for block in bundle]
 
 
 def _read_block(block: _Block) -> list[NDArray[np.float32] | AudioError]:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from beats_trainer.constants import SAMPLE_RATE
 from beats_trainer.embeddings.encoder import Encoder
-from beats_trainer.embeddings.journal import Covered, FileState, WindowFailure
+from beats_trainer.embeddings.journal import Covered, FileState, Progress, WindowFailure
 from beats_trainer.embeddings.store_writer import StoreWriter
 from beats_trainer.embeddings.windowed import Window, encode_windows
 from beats_trainer.embeddings.windows import Windowing
@@ -87,7 +87,8 @@ def run_to_store(
         to_columns: Makes the store's columns of the encoder's values.
         batch_size: Most windows in a batch.
         num_threads: Threads that decode ahead; ``None`` chooses by the machine.
-        rows_per_shard: Rows of a shard, about; at least one window.
+        rows_per_shard: Rows of a shard, about; at least one window, or one batch where a window gives
+            several rows.
         on_error: ``"skip"`` what cannot be read and list it, or ``"raise"`` at the first.
         retry_failed: Do clips anew of which a part could not be read; those of which nothing could be read
             are tried again anyway.
@@ -103,9 +104,9 @@ def run_to_store(
         OSError: If nothing can be written any more; shards that were complete are kept.
     """
     todo = _find_work(clips, writer, retry_failed)
-    shards = _Shards(writer, to_columns, encoder, on_error)
+    per_shard = _windows_per_shard(encoder, windowing, rows_per_shard, batch_size)
+    shards = _Shards(writer, to_columns, encoder, on_error, per_shard)
     shown = None if progress is None else not progress
-    per_shard = max(1, rows_per_shard // _rows_per_window(encoder, windowing))
     with tqdm(total=len(todo), desc=description, unit="clip", disable=shown) as bar:
         outcomes = encode_windows(
             encoder,
@@ -145,13 +146,13 @@ def _find_work(
         state = FileState.of(clip.file)
         if known.is_complete and known.num_rows == 0:  # nothing of it could be read
             again.append((clip, 0))
-        elif state is None and known.is_complete:
-            continue  # its rows are as good as they were; the file may be on a disk that is away
-        elif state != known.state:
+        elif state is not None and state != known.state:
             changed.append(clip)
             todo.append((clip, 0))
         elif not known.is_complete:
             todo.append((clip, known.next_window))
+        elif state is None:
+            continue  # its rows are as good as they were; the file may be on a disk that is away
         elif known.has_failed and (retry_failed or writer.is_in_doubt(clip)):
             retried.append(clip)
             again.append((clip, 0))
@@ -166,10 +167,14 @@ def _find_work(
     return todo + again
 
 
-def _rows_per_window(encoder: Encoder, windowing: Windowing) -> int:
+def _windows_per_shard(
+    encoder: Encoder, windowing: Windowing, rows_per_shard: int, batch_size: int
+) -> int:
     if not encoder.per_step:
-        return 1
-    return max(1, windowing.samples[0] // encoder.grid.step)
+        return max(1, rows_per_shard)
+    rows_per_window = max(1, windowing.samples[0] // encoder.grid.step)
+    # Batches end with a shard: of few windows they would be slow, and the shards of a long recording many.
+    return max(batch_size, rows_per_shard // rows_per_window)
 
 
 @dataclass
@@ -180,8 +185,9 @@ class _Shards:
     to_columns: ToColumns
     encoder: Encoder
     on_error: str
+    windows_per_shard: int
     num_rows: int = 0
-    shard: int = 0
+    num_windows: int = 0
     values: list[NDArray[np.float32]] = field(default_factory=list)
     file: list[str] = field(default_factory=list)
     start_time: list[float] = field(default_factory=list)
@@ -189,15 +195,22 @@ class _Shards:
     covered: list[Covered] = field(default_factory=list)
 
     def add(self, window: Window, outcome: NDArray[np.float32] | AudioError) -> None:
-        """Take a window's values, or why there are none; write the shard that ends before it."""
-        if window.group != self.shard:
+        """Take a window's values, or why there are none; write the shard that ends with it."""
+        if isinstance(outcome, AudioError) and self.on_error == "raise":
+            raise outcome
+        self._take(window, outcome)
+        self.num_windows += 1
+        if self.num_windows == self.windows_per_shard:  # at once: the next batch is not yet encoded
             self.finish()
-            self.shard = window.group
+
+    def _take(self, window: Window, outcome: NDArray[np.float32] | AudioError) -> None:
+        known = self.writer.progress(window.clip)
+        if known is not None and not known.is_complete and known.state != window.state:
+            self._give_up(window, known)
+            return
         failures = []
         before = len(self.file)
         if isinstance(outcome, AudioError):
-            if self.on_error == "raise":
-                raise outcome
             failures.append(WindowFailure(window.start_time, window.end_time, outcome.reason))
         else:
             self._add_rows(window, outcome)
@@ -205,6 +218,18 @@ class _Shards:
         if window.is_last and was_planned and FileState.of(window.clip.file) != window.state:
             failures.append(WindowFailure(None, None, _CHANGED))
         self._cover(window, len(self.file) - before, tuple(failures))
+
+    def _give_up(self, window: Window, known: Progress) -> None:
+        """End a clip that was begun by an earlier run, since its file changed or went away after that.
+
+        Its rows stay what they are, those of the file as it was, and the clip is in doubt.
+        """
+        if window.is_last:
+            end = known.next_window
+            failures = (WindowFailure(None, None, _CHANGED),)
+            self.covered.append(
+                Covered(window.clip, known.state, known.duration_s, end, end, True, failures, 0)
+            )
 
     def _add_rows(self, window: Window, values: NDArray[np.float32]) -> None:
         assert window.start_time is not None
@@ -262,6 +287,7 @@ class _Shards:
                 self.to_columns(rows),
             )
             self.num_rows += len(rows)
+        self.num_windows = 0
         self.values, self.covered = [], []
         self.file, self.start_time, self.end_time = [], [], []
 

@@ -205,6 +205,16 @@ class EmbeddingStore:
         """
         return self._journal.durations() if self.path.is_dir() else {}
 
+    @property
+    def parts(self) -> pd.DataFrame:
+        """Which time of the files the rows were planned for, where known.
+
+        Columns ``file, start_time, end_time`` (seconds) and ``is_whole``: the row reaches from the file's start
+        to its end. Each time stands there once, also where clips overlap. Includes files that failed after they
+        were planned. Empty for a single Parquet file.
+        """
+        return (self._journal if self.path.is_dir() else Journal()).parts()
+
     def to_numpy(
         self, column: str | None = None, files: Collection[str] | None = None
     ) -> NDArray[Any]:

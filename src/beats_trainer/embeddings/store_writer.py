@@ -40,6 +40,7 @@ from beats_trainer.embeddings.parquet import (
     Dtype,
     Footer,
     Vectors,
+    explained,
     opened_parquet,
     read_footer,
     rows_schema,
@@ -69,6 +70,10 @@ _logger = logging.getLogger(__name__)
 
 _LOCK_NAME = ".lock"
 _HOLDER_NAME = ".lock.json"
+_GOES_ON = (
+    "What was written before is whole; make room, or make the folder writable, and run the same command "
+    "again"
+)
 _MOST_JOURNAL_BYTES = 50_000_000
 """Readers of Parquet refuse a footer with a text above 100 MB."""
 
@@ -197,14 +202,8 @@ class StoreWriter:
         path = shard_path(self.folder, self._next_number)
         self._next_number += 1  # whatever comes: a number is never used twice
         try:
-            write_parquet(path, [rows], self._schema, {JOURNAL_KEY: journal})
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise OSError(
-                error.errno,
-                f"Cannot write {path}: {reason}. What was written before is whole; make room, or make the "
-                "folder writable, and run the same command again",
-            ) from error
+            with explained(path, _GOES_ON):
+                write_parquet(path, [rows], self._schema, {JOURNAL_KEY: journal})
         finally:
             if path.exists():  # also after Ctrl-C at the very end: the disk decides
                 for entry in entries:
@@ -239,7 +238,8 @@ class StoreWriter:
             OSError: If it cannot be written.
         """
         table = self._journal.failures()
-        with written_whole(self.folder / ERRORS_NAME) as partial:
+        path = self.folder / ERRORS_NAME
+        with explained(path, _GOES_ON), written_whole(path) as partial:
             table.to_csv(partial, index=False)
         return table
 
@@ -418,7 +418,8 @@ class StoreWriter:
             self._set_aside(path, error)
             return int((~mask).sum())
         rows = rows.filter(pa.array(mask))
-        write_parquet(path, [rows], self._schema, {JOURNAL_KEY: encode_entries(kept)})
+        with explained(path, _GOES_ON):
+            write_parquet(path, [rows], self._schema, {JOURNAL_KEY: encode_entries(kept)})
         return int((~mask).sum())
 
     def _entries(self, covered: Sequence[Covered], file: Sequence[str]) -> list[Entry]:

@@ -21,7 +21,7 @@ from beats_trainer.loading import Clip, read_ahead
 
 __all__ = ["Window", "encode_windows"]
 
-_CLIPS_AHEAD = 64
+_CLIPS_AHEAD = 256
 """Clips that are planned before their windows are wanted."""
 
 
@@ -73,21 +73,19 @@ def encode_windows(
         Each window, in order, with its values or with why it could not be read.
     """
     assert encoder.per_step == (windowing.grid is not None)
-    upcoming: deque[tuple[Window, Clip | AudioError]] = deque()
+    upcoming: deque[Window] = deque()
     planned = _plan(clips, windowing, windows_per_group, num_threads or 4)
     with contextlib.closing(planned):
-        stream = encode_stream(encoder, _readable(planned, upcoming), batch_size, num_threads)
-        with contextlib.closing(stream):
+        work = _noting(planned, upcoming)
+        with contextlib.closing(encode_stream(encoder, work, batch_size, num_threads)) as stream:
             for _, values in stream:
-                yield from _unreadable(upcoming)
-                yield upcoming.popleft()[0], values
-        yield from _unreadable(upcoming)
+                yield upcoming.popleft(), values
 
 
 def _plan(
     clips: Iterable[tuple[Clip, int]], windowing: Windowing, per_group: int, num_threads: int
-) -> Generator[tuple[Window, Clip | AudioError]]:
-    """Give the windows of all clips in order, each with what is to be read, or why it cannot be."""
+) -> Generator[tuple[Window, Work]]:
+    """Give the windows of all clips in order, each with what is to be encoded."""
 
     def plan(item: tuple[Clip, int]) -> tuple[FileState | None, ClipPlan | AudioError]:
         state = FileState.of(item[0].file)  # before its length: what comes later is a change
@@ -103,9 +101,12 @@ def _plan(
             if isinstance(outcome, Exception):
                 raise outcome
             state, found = outcome
+            if isinstance(found, ClipPlan) and first >= len(found):
+                found = AudioError(clip.file, "it is shorter than what was read of it before.")
             if isinstance(found, AudioError):
                 group = count // per_group
-                yield Window(clip, state, None, 0, True, None, None, group), found
+                window = Window(clip, state, None, first, True, None, None, group)
+                yield window, Work(found, group)
                 count += 1
                 continue
             for index in range(first, len(found)):
@@ -113,30 +114,16 @@ def _plan(
                 assert part.duration_s is not None
                 end_time = part.start_s + part.duration_s
                 is_last = index == len(found) - 1
+                group = count // per_group
                 window = Window(
-                    *(clip, state, found.duration_s, index, is_last, part.start_s, end_time),
-                    count // per_group,
+                    *(clip, state, found.duration_s, index, is_last, part.start_s, end_time), group
                 )
-                yield window, found.sound(index)
+                yield window, Work(found.sound(index), group, part.duration_s)
                 count += 1
 
 
-def _readable(
-    planned: Iterable[tuple[Window, Clip | AudioError]],
-    upcoming: deque[tuple[Window, Clip | AudioError]],
-) -> Iterator[Work]:
-    """What the engine is to encode; every window, encoded or not, is put into ``upcoming``."""
-    for window, sound in planned:
-        upcoming.append((window, sound))
-        if not isinstance(sound, AudioError):
-            yield Work(sound, window.group)
-
-
-def _unreadable(
-    upcoming: deque[tuple[Window, Clip | AudioError]],
-) -> Iterator[tuple[Window, AudioError]]:
-    """The windows before the next readable one."""
-    while upcoming and isinstance(upcoming[0][1], AudioError):
-        window, error = upcoming.popleft()
-        assert isinstance(error, AudioError)
-        yield window, error
+def _noting(planned: Iterable[tuple[Window, Work]], upcoming: deque[Window]) -> Iterator[Work]:
+    """What the engine is to encode; it takes some ahead, and their windows wait in ``upcoming``."""
+    for window, work in planned:
+        upcoming.append(window)
+        yield work

@@ -11,10 +11,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["AudioBatch", "collate_waveforms", "length_sorted_batches"]
+__all__ = [
+    "MOST_POOLED",
+    "POOL_BATCHES",
+    "AudioBatch",
+    "collate_waveforms",
+    "length_sorted_batches",
+]
 
 _MOST_SAMPLES = 16_000 * 60 * 60
 """Samples that wait to be batched, or that a padded batch has, at most: an hour at 16 kHz, 230 MB."""
+
+MOST_POOLED = 16_000 * 60 * 30
+"""Samples from which on the next full batch ends a pool: half an hour at 16 kHz, 115 MB."""
+
+POOL_BATCHES = 16
+"""Batches that are sorted by length together: a tenth is padding for clips that are 0.2 to 2 s long."""
 
 
 @dataclass(frozen=True)
@@ -64,13 +76,15 @@ def collate_waveforms(waveforms: Sequence[NDArray[np.float32] | Tensor]) -> Audi
 
 
 def length_sorted_batches(
-    stream: Iterable[tuple[int, NDArray[np.float32]]], batch_size: int, pool_batches: int = 16
+    stream: Iterable[tuple[int, NDArray[np.float32]]],
+    batch_size: int,
+    pool_batches: int = POOL_BATCHES,
 ) -> Iterator[list[tuple[int, NDArray[np.float32]]]]:
     """Group a stream of waveforms into batches of like length, so that little is padding.
 
     Collects a pool, sorts it by length, gives it out in batches, and begins the next one. Memory is
-    bounded: a pool by ``pool_batches * batch_size`` clips and an hour of sound, a batch by an hour
-    with its padding; a longer clip comes alone.
+    bounded: a pool by ``pool_batches * batch_size`` clips and half an hour of sound (up to an hour, to end
+    with a full batch), a batch by an hour with its padding; a longer clip comes alone.
 
     Args:
         stream: Waveforms ``(S_i,)`` with an index that tells whose they are.
@@ -92,7 +106,8 @@ def length_sorted_batches(
     for index, waveform in stream:
         pool.append((index, waveform))
         num_samples += len(waveform)
-        if len(pool) >= pool_batches * batch_size or num_samples >= _MOST_SAMPLES:
+        is_long = num_samples >= MOST_POOLED and len(pool) % batch_size == 0
+        if is_long or num_samples >= _MOST_SAMPLES or len(pool) >= pool_batches * batch_size:
             yield from _sorted_batches(pool, batch_size)
             pool, num_samples = [], 0
     yield from _sorted_batches(pool, batch_size)

@@ -29,7 +29,9 @@ def read_ahead(
     items: Iterable[Item],
     read: Callable[[Item], Result],
     num_threads: int,
-    max_ahead: int,
+    max_ahead: float,
+    weigh: Callable[[Item], float] | None = None,
+    is_known: Callable[[Item], bool] | None = None,
 ) -> Generator[tuple[Item, Result | Exception]]:
     """Call ``read`` on each item in threads, and give results in the order of the items.
 
@@ -37,7 +39,10 @@ def read_ahead(
         items: Taken one by one, never more than ``max_ahead`` before the consumer.
         read: Runs in a thread. An exception that it raises is given as its result.
         num_threads: At least 1.
-        max_ahead: Results held or in work at most, at least 1.
+        max_ahead: Results held or in work at most, at least 1; where they are weighed, their weight, which
+            the last one may exceed.
+        weigh: What a result counts; each counts 1 by default.
+        is_known: Whether ``read`` of an item gives at once what is known: a thread would cost more than it.
 
     Yields:
         Each item with its result, or with the exception that reading it raised. Closing the generator
@@ -52,15 +57,21 @@ def read_ahead(
             f"num_threads and max_ahead must be at least 1, not {num_threads} and {max_ahead}."
         )
     executor = ThreadPoolExecutor(num_threads, thread_name_prefix="read_ahead")
-    waiting: deque[tuple[Item, Future[Result]]] = deque()
+    waiting: deque[tuple[Item, Future[Result], float]] = deque()
+    ahead = 0.0
     try:
         for item in items:
-            waiting.append((item, executor.submit(read, item)))
-            if len(waiting) >= max_ahead:
-                item_done, future = waiting.popleft()
+            weight = 1.0 if weigh is None else weigh(item)
+            is_at_once = is_known is not None and is_known(item)
+            future = _done(read, item) if is_at_once else executor.submit(read, item)
+            waiting.append((item, future, weight))
+            ahead += weight
+            while waiting and ahead >= max_ahead:
+                item_done, future, weight = waiting.popleft()
                 yield item_done, _outcome(future)
+                ahead = ahead - weight if waiting else 0.0  # no rounding is carried on
         while waiting:
-            item_done, future = waiting.popleft()
+            item_done, future, weight = waiting.popleft()
             yield item_done, _outcome(future)
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
@@ -104,6 +115,15 @@ def read_into_memory(
                 raise waveform
             waveforms[clip] = waveform
     return waveforms
+
+
+def _done(read: Callable[[Item], Result], item: Item) -> "Future[Result]":
+    future: Future[Result] = Future()
+    try:
+        future.set_result(read(item))
+    except Exception as error:
+        future.set_exception(error)
+    return future
 
 
 def _outcome(future: "Future[Any]") -> Any:
