@@ -21,15 +21,16 @@ import copy
 import functools
 import logging
 import platform
+import weakref
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from beats_trainer.model.beats import BEATs, EncoderLayer, TransformerEncoder
+from beats_trainer.model.beats import BEATs, EncoderLayer, TransformerEncoder, attend
 
-__all__ = ["can_pack", "is_packed_from", "pack_for_inference"]
+__all__ = ["can_pack", "is_packed_from", "pack_for_inference", "prepared_for_inference"]
 
 _logger = logging.getLogger(__name__)
 
@@ -38,6 +39,28 @@ _COLUMNS = 16
 
 _SAMPLED = 16
 """Values of each weight that are looked at to tell whether it has changed."""
+
+_prepared: "weakref.WeakKeyDictionary[BEATs, dict[torch.dtype, BEATs]]" = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def prepared_for_inference(network: BEATs, dtype: torch.dtype) -> BEATs:
+    """Give the fastest form of a network for calls without gradients; made once, while its weights stay.
+
+    Args:
+        network: In eval mode.
+        dtype: Of the products, as `autocast` is told.
+
+    Returns:
+        A packed network where that is possible; else the network itself.
+    """
+    if not can_pack(network, dtype):
+        return network
+    packed = _prepared.setdefault(network, {})
+    if dtype not in packed or not is_packed_from(packed[dtype], network):
+        packed[dtype] = pack_for_inference(network, dtype)
+    return packed[dtype]
 
 
 def can_pack(network: BEATs, dtype: torch.dtype) -> bool:
@@ -180,9 +203,7 @@ class _PackedLayer:
             biases.append(gate_bias)
             self.grep_a = attention.grep_a.detach().to(dtype)
         self.project_in = _PackedLinear(torch.cat(weights), torch.cat(biases), dtype)
-        self.project_out = _PackedLinear(
-            attention.out_proj.weight, attention.out_proj.bias, dtype
-        )
+        self.project_out = _PackedLinear(attention.out_proj.weight, attention.out_proj.bias, dtype)
         fused = _fusable(layer.activation)
         self.is_activation_fused = fused is not None
         self.expand = _PackedLinear(layer.fc1.weight, layer.fc1.bias, dtype, fused)
@@ -200,31 +221,18 @@ class _PackedLayer:
             torch.add(attended_BTD, tokens_BTD, alpha=self.residual_scale)
         )
         fed_BTD = self._feed_forward(tokens_BTD)
-        normed: Tensor = self.final_norm(
-            torch.add(fed_BTD, tokens_BTD, alpha=self.residual_scale)
-        )
+        normed: Tensor = self.final_norm(torch.add(fed_BTD, tokens_BTD, alpha=self.residual_scale))
         return normed
 
     def _attend(
         self, tokens_BTD: Tensor, table_HTT: Tensor | None, padded_BT: Tensor | None
     ) -> Tensor:
-        num_clips, num_tokens, width = tokens_BTD.shape
-        heads = self.num_heads
+        width, heads = tokens_BTD.shape[2], self.num_heads
         projected = self.project_in(tokens_BTD)
         qkv = projected[..., : 3 * width].unflatten(-1, (3, heads, self.head_dim))
-        q, k, v = (
-            part.reshape(num_clips * heads, num_tokens, self.head_dim)
-            for part in qkv.permute(2, 0, 3, 1, 4)
-        )
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
         bias = self._bias(projected[..., 3 * width :], table_HTT, padded_BT)
-        scale = self.head_dim**-0.5
-        if bias is None:
-            scores = torch.bmm(q, k.transpose(1, 2)).mul_(scale)
-        else:
-            bias = bias.expand(num_clips, heads, num_tokens, num_tokens)
-            scores = torch.baddbmm(bias.flatten(0, 1), q, k.transpose(1, 2), alpha=scale)
-        mixed = torch.bmm(scores.softmax(dim=-1), v).unflatten(0, (num_clips, heads))
-        return self.project_out(mixed.transpose(1, 2).flatten(2))
+        return self.project_out(attend(q, k, v, bias).transpose(1, 2).flatten(2))
 
     def _bias(
         self, gates: Tensor, table_HTT: Tensor | None, padded_BT: Tensor | None
@@ -258,8 +266,10 @@ class _PackedLinear:
         dtype: torch.dtype,
         activation: tuple[str, str] | None = None,
     ) -> None:
+        weight, bias = weight.detach(), bias.detach()
         missing = -len(weight) % _COLUMNS
-        weight, bias = F.pad(weight.detach(), (0, 0, 0, missing)), F.pad(bias.detach(), (0, missing))
+        if missing:
+            weight, bias = F.pad(weight, (0, 0, 0, missing)), F.pad(bias, (0, missing))
         self.dtype = dtype
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype).contiguous())
         self.bias = bias.to(dtype)
@@ -310,7 +320,9 @@ def _fingerprint(encoder: nn.Module) -> tuple[Any, ...]:
         parts: list[Any] = []
         samples = []
         for parameter in encoder.parameters():
-            parts.append((parameter.data_ptr(), None if parameter.is_inference() else parameter._version))
+            parts.append(
+                (parameter.data_ptr(), None if parameter.is_inference() else parameter._version)
+            )
             flat = parameter.detach().reshape(-1)
             samples.append(flat[:: max(1, len(flat) // _SAMPLED)].double().sum())
         return (*parts, *torch.stack(samples).tolist())
@@ -319,7 +331,10 @@ def _fingerprint(encoder: nn.Module) -> tuple[Any, ...]:
 @functools.cache
 def _multiplies_packed(dtype: torch.dtype) -> bool:
     """Try a packed product, once per format: its operators are torch's own, and may change."""
-    if platform.machine().lower() not in ("x86_64", "amd64") or not torch.backends.mkldnn.is_available():
+    if (
+        platform.machine().lower() not in ("x86_64", "amd64")
+        or not torch.backends.mkldnn.is_available()
+    ):
         return False
     if dtype not in (torch.float32, torch.bfloat16):
         return False
