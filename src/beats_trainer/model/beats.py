@@ -399,7 +399,7 @@ def attend(
     weights = scores.softmax(dim=-1)
     if dropout:
         weights = F.dropout(weights, dropout)
-    return torch.bmm(weights.to(v.dtype), v).unflatten(0, (num_clips, num_heads))
+    return torch.bmm(weights.to(v.dtype), v).view(num_clips, num_heads, num_tokens, head_dim)
 
 
 class RelativePositionBias(nn.Embedding):

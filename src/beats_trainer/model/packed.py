@@ -22,6 +22,7 @@ import functools
 import logging
 import platform
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -79,7 +80,7 @@ def can_pack(network: BEATs, dtype: torch.dtype) -> bool:
     weights = [parameter for parameter in encoder.parameters()]
     is_plain = all(p.device.type == "cpu" and p.dtype == torch.float32 for p in weights)
     has_linears = all(
-        type(linear) is nn.Linear for layer in encoder.layers for linear in _linears(layer)
+        type(linear) is nn.Linear for layer in _layers(encoder) for linear in _linears(layer)
     )
     return is_plain and has_linears and _multiplies_packed(dtype)
 
@@ -135,11 +136,11 @@ class _PackedEncoder(nn.Module):
         self.num_extra = encoder.pos_conv[1].extra
         with torch.inference_mode():
             # As a convolution of images one pixel high, whose channels lie last, as tokens have them.
-            weight = conv.weight.to(dtype)[:, :, None]
+            weight = conv.weight.detach().to(dtype)[:, :, None]
             self.conv_weight = weight.contiguous(memory_format=torch.channels_last)
             assert conv.bias is not None
-            self.conv_bias = conv.bias.to(dtype)
-            self.packed_layers = [_PackedLayer(layer, dtype) for layer in encoder.layers]
+            self.conv_bias = conv.bias.detach().to(dtype)
+            self.packed_layers = [_PackedLayer(layer, dtype) for layer in _layers(encoder)]
 
     def forward(
         self, tokens_BTD: Tensor, padded_BT: Tensor | None, output_layers: bool
@@ -195,8 +196,8 @@ class _PackedLayer:
         self.attention_norm, self.final_norm = layer.self_attn_layer_norm, layer.final_layer_norm
         self.activation = layer.activation
         projections = [attention.q_proj, attention.k_proj, attention.v_proj]
-        weights = [linear.weight for linear in projections]
-        biases = [linear.bias for linear in projections]
+        weights: list[Tensor] = [linear.weight for linear in projections]
+        biases: list[Tensor] = [linear.bias for linear in projections]
         if self.is_gated:
             gate_weight, gate_bias = _gate_of_tokens(attention)
             weights.append(gate_weight)
@@ -229,8 +230,8 @@ class _PackedLayer:
     ) -> Tensor:
         width, heads = tokens_BTD.shape[2], self.num_heads
         projected = self.project_in(tokens_BTD)
-        qkv = projected[..., : 3 * width].unflatten(-1, (3, heads, self.head_dim))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        qkv = projected[..., : 3 * width]
+        q, k, v = qkv.view(*qkv.shape[:2], 3, heads, -1).permute(2, 0, 3, 1, 4)
         bias = self._bias(projected[..., 3 * width :], table_HTT, padded_BT)
         return self.project_out(attend(q, k, v, bias).transpose(1, 2).flatten(2))
 
@@ -240,7 +241,7 @@ class _PackedLayer:
         """What is added to the scores, ``(B or 1, H or 1, T or 1, T)``."""
         bias = None if table_HTT is None else table_HTT[None]
         if bias is not None and self.is_gated:
-            halves = gates[..., : 2 * self.num_heads].unflatten(-1, (self.num_heads, 2))
+            halves = gates[..., : 2 * self.num_heads].reshape(*gates.shape[:2], self.num_heads, 2)
             a_BHT1, b_BHT1 = halves.transpose(1, 2).contiguous().sigmoid().chunk(2, dim=-1)
             gate_BHT1 = (a_BHT1 * (b_BHT1 * self.grep_a - 1.0) + 2.0).contiguous()
             bias = gate_BHT1 * bias
@@ -307,8 +308,13 @@ def _fusable(activation: nn.Module) -> tuple[str, str] | None:
     return None
 
 
-def _linears(layer: nn.Module) -> list[nn.Module]:
-    assert isinstance(layer, EncoderLayer)
+def _layers(encoder: TransformerEncoder) -> Iterator[EncoderLayer]:
+    for layer in encoder.layers:
+        assert isinstance(layer, EncoderLayer)
+        yield layer
+
+
+def _linears(layer: EncoderLayer) -> list[nn.Module]:
     attention = layer.self_attn
     projections = [attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj]
     return [*projections, layer.fc1, layer.fc2]
@@ -331,10 +337,8 @@ def _fingerprint(encoder: nn.Module) -> tuple[Any, ...]:
 @functools.cache
 def _multiplies_packed(dtype: torch.dtype) -> bool:
     """Try a packed product, once per format: its operators are torch's own, and may change."""
-    if (
-        platform.machine().lower() not in ("x86_64", "amd64")
-        or not torch.backends.mkldnn.is_available()
-    ):
+    has_onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if platform.machine().lower() not in ("x86_64", "amd64") or not has_onednn:
         return False
     if dtype not in (torch.float32, torch.bfloat16):
         return False
