@@ -8,8 +8,9 @@ same command again, with another moment, until it ends by itself. Then the rows 
 the vectors, their order), the list of failures and, for ``detect``, the events must be those of an unbroken
 run; and after each kill, what the network had computed and the store did not have must be less than a shard.
 
-The network is tiny and shards are small, so that a round takes seconds. The moments are counted from when a
-run opens its store: loading Python and torch is not work that could be lost.
+The network is tiny and shards are small, so that a round takes seconds. A moment is a number of windows that
+the network was given since the run began, anywhere in the work or at its end, and some milliseconds more:
+so a busy machine changes nothing, and no kill is spent on loading torch.
 """
 
 import argparse
@@ -88,28 +89,42 @@ class Attempt:
 
     code: int
     windows: int
-    seconds: float
     messages: str
 
 
-def attempt(arguments: list[str], counters: Path, kill_after: float | None) -> Attempt:
-    """Run the command; kill it some seconds after it opened its store."""
+@dataclass(frozen=True)
+class Moment:
+    """When to kill: so long after the network was given so many windows."""
+
+    windows: int
+    seconds: float
+
+    @classmethod
+    def draw(cls, chance: random.Random, num_windows: int, num_left: int) -> "Moment":
+        """Anywhere in the work, or in what comes after the last window; often enough too late to kill."""
+        if chance.random() < 0.3:
+            return cls(num_left, chance.uniform(0, 0.3))
+        return cls(int(chance.uniform(0, 1.3) * num_windows), chance.uniform(0, 0.05))
+
+
+def attempt(arguments: list[str], counters: Path, moment: Moment | None) -> Attempt:
+    """Run the command; kill it at the moment, if it is still there."""
     counters.write_bytes(bytes(_COUNTERS.itemsize))
     command = [sys.executable, __file__, "--counted", str(counters), *arguments]
     log = counters.with_suffix(".log")
     with log.open("wb") as messages:
         process = subprocess.Popen(command, stdout=messages, stderr=messages)
-    while process.poll() is None and not _read(counters)["begun"]:
-        time.sleep(0.002)
-    start = time.perf_counter()
-    try:
-        process.wait(kill_after)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    seconds = time.perf_counter() - start
+    if moment is not None:
+        while process.poll() is None:
+            counts = _read(counters)
+            if counts["begun"] and counts["windows"] >= moment.windows:
+                time.sleep(moment.seconds)
+                process.send_signal(signal.SIGKILL)
+                break
+            time.sleep(0.001)
+    process.wait()
     windows = int(_read(counters)["windows"])
-    return Attempt(process.returncode, windows, seconds, log.read_text(errors="replace"))
+    return Attempt(process.returncode, windows, log.read_text(errors="replace"))
 
 
 def _read(counters: Path) -> Any:
@@ -232,7 +247,7 @@ def play_round(
     output: Path,
     store: Path,
     expected: Outcome,
-    seconds: float,
+    num_windows: int,
     chance: random.Random,
     figures: Figures,
 ) -> None:
@@ -240,7 +255,8 @@ def play_round(
     counters = output.with_suffix(".counters")
     while True:
         before = windows_stored(store)
-        ended = attempt(command(output), counters, chance.uniform(0, seconds))
+        moment = Moment.draw(chance, num_windows, max(0, num_windows - before))
+        ended = attempt(command(output), counters, moment)
         if ended.code != -signal.SIGKILL:
             break
         figures.kills += 1
@@ -299,7 +315,7 @@ def main() -> None:
             figures, start = Figures(), time.perf_counter()
             for round_ in range(rounds):
                 output, store = places(str(round_))
-                play_round(command, output, store, expected, unbroken.seconds, chance, figures)
+                play_round(command, output, store, expected, unbroken.windows, chance, figures)
                 print(
                     f"{mode} {round_ + 1}/{rounds}: {figures.kills} kills",
                     file=sys.stderr,
@@ -309,7 +325,6 @@ def main() -> None:
                 {
                     "command": mode,
                     "rows": len(expected.rows),
-                    "work_s": round(unbroken.seconds, 1),
                     "rounds": figures.rounds,
                     "kills": figures.kills,
                     "equal": figures.equal,

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from beats_trainer._version import __version__
 from beats_trainer.checkpoints import BEATsForAudioClassification
 from beats_trainer.datasets.labels import nearest_name
+from beats_trainer.detection.averaging import Combination
 from beats_trainer.detection.events import EventRules
 from beats_trainer.detection.outputs import Detections, OutputOptions, make_outputs
 from beats_trainer.detector import SCORES, RunOptions, find_stored_events, store_scores
@@ -242,6 +243,7 @@ class BEATsPredictor:
         per_step: bool = False,
         labels: Sequence[str] | None = None,
         thresholds: Thresholds | None = None,
+        combine: Combination = "mean",
         release: float = 1.0,
         min_duration_s: float = 0.0,
         merge_gap_s: float = 0.0,
@@ -260,8 +262,8 @@ class BEATsPredictor:
     ) -> Detections:
         """Find when the classes are heard in recordings of any number and length, in bounded memory.
 
-        Recordings are scored in overlapping windows, and scores are averaged where windows overlap. What
-        reaches a class's threshold is an event. The scores stay in ``output/scores``: killed at any moment
+        Recordings are scored in overlapping windows, and scores are averaged where windows overlap (see
+        ``combine``). What reaches a class's threshold is an event. The scores stay in ``output/scores``: killed at any moment
         and called again in the same way, the run goes on; called with other thresholds or formats, it takes
         seconds, since the network does not run again.
 
@@ -276,6 +278,10 @@ class BEATsPredictor:
                 that was trained on whole clips has not learned to do this; look at what it gives.
             labels: Classes to look for; ``None`` for all.
             thresholds: As for `predict`.
+            combine: What a moment's score is where windows overlap: their ``"mean"``, or the ``"lowest"``.
+                A model that is sure of a sound wherever in its window it lies, as those trained on annotated
+                recordings are, gives sharper times and fewer false alarms with ``"lowest"``, the more so the
+                smaller the hop; its ``"mean"`` begins up to a window before the sound.
             release: Part of the threshold that the score may fall to while an event lasts (hysteresis).
             min_duration_s: Events that are shorter, after merging, are dropped.
             merge_gap_s: Events of a class with no more than this between them are one.
@@ -316,6 +322,7 @@ class BEATsPredictor:
             min_duration_s,
             merge_gap_s,
             top_n,
+            combine,
         )
         outputs = OutputOptions(formats, timezone, convert_to, num_clips, clips_by)
         outputs.check_folder(None if output is None else Path(output))

@@ -1,4 +1,4 @@
-"""Every moment has the mean of the windows that cover it, however they overlap and arrive."""
+"""Every moment has the mean of the windows that cover it, or the lowest, however they overlap and arrive."""
 
 from itertools import pairwise
 
@@ -24,8 +24,8 @@ def windows(draw):
     return starts, ends, scores
 
 
-def average_in_pieces(starts, ends, scores, cuts):
-    average = OverlapAverage()
+def average_in_pieces(starts, ends, scores, cuts, combine="mean"):
+    average = OverlapAverage(combine)
     bounds = [0, *sorted(cuts), len(starts)]
     parts = [average.add(starts[a:b], ends[a:b], scores[a:b]) for a, b in pairwise(bounds)]
     parts.append(average.finish())
@@ -35,12 +35,15 @@ def average_in_pieces(starts, ends, scores, cuts):
     return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
 
 
-@given(windows(), st.data())
-def test_every_moment_has_the_mean_of_the_windows_that_cover_it(windows, data):
+@given(windows(), st.data(), st.sampled_from(["mean", "lowest"]))
+def test_every_moment_has_the_mean_or_the_lowest_of_the_windows_that_cover_it(
+    windows, data, combine
+):
     starts, ends, scores = windows
     cuts = data.draw(st.lists(st.integers(0, len(starts)), max_size=6))
+    expected = np.mean if combine == "mean" else np.min
 
-    cell_starts, cell_ends, means = average_in_pieces(starts, ends, scores, cuts)
+    cell_starts, cell_ends, combined = average_in_pieces(starts, ends, scores, cuts, combine)
 
     assert (cell_ends > cell_starts).all()
     assert (cell_starts[1:] >= cell_ends[:-1]).all()
@@ -49,7 +52,7 @@ def test_every_moment_has_the_mean_of_the_windows_that_cover_it(windows, data):
         in_cell = (cell_starts <= moment) & (moment < cell_ends)
         assert in_cell.sum() == (1 if covering.any() else 0)
         if covering.any():
-            np.testing.assert_allclose(means[in_cell][0], scores[covering].mean(axis=0))
+            np.testing.assert_allclose(combined[in_cell][0], expected(scores[covering], axis=0))
     assert set(cell_starts) | set(cell_ends) == set(starts) | set(ends)  # cut there, and only there
 
 

@@ -153,6 +153,18 @@ def test_windows_that_overlap_are_averaged_before_thresholds():
     assert found["score"].tolist() == [0.9]
 
 
+def test_the_lowest_of_overlapping_windows_gives_the_time_of_a_short_sound_where_the_mean_blurs_it():
+    starts = np.arange(12.0)
+    hears_it = (starts < 7) & (starts + 4 > 6)  # windows of 4 s, and a sound from 6 to 7 s
+    windows = (starts, starts + 4, np.where(hears_it, 0.9, 0.1)[:, None])
+
+    mean = find_events([windows], ["owl"], EventRules(0.5))
+    lowest = find_events([windows], ["owl"], EventRules(0.5, combine="lowest"))
+
+    assert mean[["start_time", "end_time"]].values.tolist() == [[4.0, 9.0]]
+    assert lowest[["start_time", "end_time"]].values.tolist() == [[6.0, 7.0]]
+
+
 def test_no_events_are_a_table_with_the_same_columns_and_types():
     some = find_events([([0.0], [5.0], [[0.9]])], ["owl"], EventRules(0.5))
     none = find_events([([0.0], [5.0], [[0.1]])], ["owl"], EventRules(0.5))
@@ -180,6 +192,7 @@ def test_memory_holds_no_more_than_a_run_and_an_event_of_each_class():
         ({"thresholds": [[0.5]]}, "one number per class"),
         ({"thresholds": [0.5, -0.1]}, "negative"),
         ({"thresholds": [np.nan]}, "NaN"),
+        ({"thresholds": 0.5, "combine": "median"}, "'mean' or 'lowest', not 'median'"),
         ({"thresholds": 0.5, "release": 0.0}, "release"),
         ({"thresholds": 0.5, "release": 1.5}, "release"),
         ({"thresholds": 0.5, "min_duration_s": -1}, "min_duration_s"),

@@ -289,12 +289,12 @@ def test_stopped_again_and_again_it_gets_on_by_a_shard_each_time(
 @pytest.mark.slow
 def test_killed_at_any_moment_and_started_again_it_has_the_rows_of_an_unbroken_run(tmp_path):
     script = Path(__file__).with_name("killed_embedding.py")
-    command = [sys.executable, str(script), str(tmp_path), "24"]
+    command = [sys.executable, str(script), str(tmp_path), "16"]
 
     result = subprocess.run(command, capture_output=True, text=True)
 
     assert result.returncode == 0, result.stdout + result.stderr
-    assert int(result.stdout) > 12  # that many were hit in their work
+    assert int(result.stdout) >= 16  # that many were hit in their work
 
 
 def test_the_same_command_again_changes_nothing(extractor, folder, tmp_path, network):

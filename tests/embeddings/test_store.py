@@ -894,6 +894,15 @@ def test_the_journal_counts_each_window_once_whatever_the_order_of_shards(steps)
         assert progress.has_failed == (failed > 0)
 
 
+def test_a_run_that_ended_before_its_recipe_was_written_is_no_obstacle(out):
+    (out / "shards").mkdir(parents=True)
+
+    with writer_of(out) as writer:
+        write(writer, ("a.wav", 0, 1, True))
+
+    assert windows_in(out) == {"a.wav": [0]}
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a forked run")
 def test_killed_at_any_moment_journal_and_rows_agree_and_nothing_is_there_twice(out):
     done = subprocess.run(

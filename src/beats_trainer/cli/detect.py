@@ -79,6 +79,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="class to look for; may be repeated (default: all)",
     )
     rules.add_argument(
+        "--combine",
+        default="mean",
+        choices=("mean", "lowest"),
+        help="score of a moment that several windows cover: their mean (default), or the lowest, which gives "
+        "sharper times",
+    )
+    rules.add_argument(
         "--release",
         type=float,
         default=1.0,
@@ -130,6 +137,7 @@ def run(arguments: argparse.Namespace) -> ExitCode:
     from beats_trainer.detection.outputs import OutputOptions
 
     rules = {
+        "combine": arguments.combine,
         "release": arguments.release,
         "min_duration_s": arguments.min_duration,
         "merge_gap_s": arguments.merge_gap,

@@ -8,6 +8,7 @@ Nothing heavy is imported here; see the package's docstring.
 import argparse
 import contextlib
 import difflib
+import io
 import logging
 import os
 import sys
@@ -72,6 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         0
     """
     arguments = _parse(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be no text
     with _messages_on_stderr(arguments.debug):
         try:
             return int(COMMANDS[arguments.command].run(arguments))

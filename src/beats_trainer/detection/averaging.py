@@ -1,6 +1,6 @@
-"""Average the scores of windows where they overlap.
+"""Make one score of those of windows that overlap: their mean, or the lowest.
 
-windows with scores -> [cut time at every start and end -> mean of what covers each piece] -> cells -> events
+windows with scores -> [cut time at every start and end -> combine what covers each piece] -> cells -> events
 
 Windows may overlap by any amount and be of any length; where none is, as after a window that could not be
 read, there is no cell. Memory holds only the windows that later ones may still overlap.
@@ -9,16 +9,22 @@ Shapes in this file: N windows, P of them pending, M cells, C classes.
 """
 
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from beats_trainer.constants import SAMPLE_RATE
 
-__all__ = ["Cells", "OverlapAverage", "check_scored_times"]
+__all__ = ["COMBINATIONS", "Cells", "Combination", "OverlapAverage", "check_scored_times"]
 
 Cells = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
-"""Starts ``(M,)`` and ends ``(M,)`` in seconds, rising and without overlap, and mean scores ``(M, C)``."""
+"""Starts ``(M,)`` and ends ``(M,)`` in seconds, rising and without overlap, and combined scores ``(M, C)``."""
+
+Combination = Literal["mean", "lowest"]
+"""How the scores of windows that overlap become one."""
+COMBINATIONS: tuple[Combination, ...] = get_args(Combination)
+"""The same, to iterate over."""
 
 
 @dataclass
@@ -52,11 +58,16 @@ class _Windows:
 
 @dataclass
 class OverlapAverage:
-    """Mean scores over time, from windows that come in the order of their starts.
+    """Scores over time, from windows that come in the order of their starts.
 
     Time is cut at the start and the end of every window; a cell between two cuts has the mean of the
-    windows that cover it. Cuts are the same if they round to the same sample at 16 kHz: what differs by
+    windows that cover it, or the lowest of their scores. Cuts are the same if they round to the same sample at 16 kHz: what differs by
     less is rounding. The result does not depend on how the windows are divided into calls.
+
+    Attributes:
+        combine: ``"mean"``, or ``"lowest"``: of a classifier that is sure of a sound wherever in its window it
+            lies, the mean stays high for as long as any window reaches the sound, and so begins before it;
+            the lowest is high only where no window without the sound reaches.
 
     Example:
         >>> average = OverlapAverage()
@@ -69,6 +80,7 @@ class OverlapAverage:
                [0.6]]))
     """
 
+    combine: Combination = "mean"
     _pending: _Windows | None = field(default=None, init=False, repr=False)
     _last_start: float = field(default=-np.inf, init=False, repr=False)
     _done: tuple[int, float] = field(default=(0, 0.0), init=False, repr=False)
@@ -131,10 +143,10 @@ class OverlapAverage:
         is_between = (cuts > done) & (cuts <= up_to)
         cuts = np.concatenate([[done], cuts[is_between]])
         times = np.concatenate([[done_s], times[is_between]])
-        means, is_covered = _means(windows, cuts)
+        combined, is_covered = _combine(windows, cuts, self.combine)
         self._done = (int(cuts[-1]), float(times[-1]))
         self._pending = windows[windows.stop > up_to]
-        return times[:-1][is_covered], times[1:][is_covered], means
+        return times[:-1][is_covered], times[1:][is_covered], combined
 
 
 def check_scored_times(
@@ -173,10 +185,10 @@ def check_scored_times(
     return start, end, score
 
 
-def _means(
-    windows: _Windows, cuts: NDArray[np.int64]
+def _combine(
+    windows: _Windows, cuts: NDArray[np.int64], how: Combination
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Mean of each cell that a window covers, and which of the cells between the cuts those are."""
+    """Score of each cell that a window covers, and which of the cells between the cuts those are."""
     num_cells = len(cuts) - 1
     first = np.searchsorted(cuts, windows.first)
     stop = np.minimum(np.searchsorted(cuts, windows.stop, side="right") - 1, num_cells)
@@ -191,13 +203,17 @@ def _means(
     is_covered = depth > 0
     depth = depth[is_covered]
     offset = depth.cumsum() - depth
-    means = windows.scores[window[offset]]
+    combined = windows.scores[window[offset]]
     # Window by window: a running sum over time would leave rounding where windows have ended.
     for number in range(1, int(depth.max(initial=0))):
         deep = np.flatnonzero(depth > number)
-        means[deep] += windows.scores[window[offset[deep] + number]]
-    means /= depth[:, None]
-    return means, is_covered
+        scores = windows.scores[window[offset[deep] + number]]
+        combined[deep] = (
+            combined[deep] + scores if how == "mean" else np.minimum(combined[deep], scores)
+        )
+    if how == "mean":
+        combined /= depth[:, None]
+    return combined, is_covered
 
 
 def _no_cells(num_classes: int) -> Cells:

@@ -1,6 +1,6 @@
 """From scores over time to events: when a class starts to be heard, and when it ends.
 
-windows with scores -> [average] -> cells -> [thresholds, hysteresis -> merge -> drop] -> events
+windows with scores -> [combine overlaps] -> cells -> [thresholds, hysteresis -> merge -> drop] -> events
 
 1. A class is **on** in a cell if its score is at least ``release * threshold``, and it is among the cell's
    ``top_n`` classes.
@@ -23,7 +23,12 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from beats_trainer.constants import SAMPLE_RATE
-from beats_trainer.detection.averaging import OverlapAverage, check_scored_times
+from beats_trainer.detection.averaging import (
+    COMBINATIONS,
+    Combination,
+    OverlapAverage,
+    check_scored_times,
+)
 
 __all__ = ["EventFinder", "EventRules", "Events", "find_events"]
 
@@ -55,6 +60,9 @@ class EventRules:
     top_n: int | None = None
     """How many classes may be on at a time, the best-scoring ones; ``None`` for any number. Of equal scores
     the class with the lower id is better."""
+    combine: Combination = "mean"
+    """What a moment's score is where windows overlap: their ``"mean"``, or the ``"lowest"``, see
+    `OverlapAverage`."""
 
     def __post_init__(self) -> None:
         thresholds = np.array(self.thresholds, dtype=np.float64)  # a copy: ours cannot be changed
@@ -78,6 +86,10 @@ class EventRules:
         if self.top_n is not None and (self.top_n < 1 or int(self.top_n) != self.top_n):
             raise ValueError(
                 f"top_n must be a number of classes from 1 on, or None; not {self.top_n}."
+            )
+        if self.combine not in COMBINATIONS:
+            raise ValueError(
+                f"combine must be {' or '.join(map(repr, COMBINATIONS))}, not {self.combine!r}."
             )
         thresholds.setflags(write=False)
         object.__setattr__(self, "thresholds", thresholds)
@@ -318,13 +330,13 @@ def find_events(
 
     Args:
         chunks: Starts ``(N,)``, ends ``(N,)`` and scores ``(N, C)`` of windows, in the order of their starts;
-            they may overlap, and are averaged where they do. Only one chunk is needed at a time.
+            they may overlap, and are combined where they do. Only one chunk is needed at a time.
         labels: Class names, C of them, in the order of the scores.
         rules: What counts as an event.
 
     Returns:
         One row per event, ``start_time``, ``end_time`` (seconds from the recording's start), ``label`` and
-        ``score`` (the highest averaged one); by start, and those that start together in the order of
+        ``score`` (the highest combined one); by start, and those that start together in the order of
         ``labels``.
 
     Raises:
@@ -338,7 +350,7 @@ def find_events(
     """
     if rules.highs.ndim and len(rules.highs) != len(labels):
         raise ValueError(f"There are {len(rules.highs)} thresholds for {len(labels)} labels.")
-    average, finder = OverlapAverage(), EventFinder(rules)
+    average, finder = OverlapAverage(rules.combine), EventFinder(rules)
     parts = []
     for starts, ends, scores in chunks:
         if np.ndim(scores) == 2 and np.shape(scores)[1] != len(labels):

@@ -1,6 +1,6 @@
 """Events of many recordings from their window scores, in bounded memory.
 
-scores, recording by recording -> [average -> find events] -> one table of events
+scores, recording by recording -> [combine overlaps -> find events] -> one table of events
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -52,7 +52,7 @@ def find_events_of_recordings(
     found: dict[str, list[Events]] = {}
     again: set[str] = set()
     current: str | None = None
-    average, finder = OverlapAverage(), EventFinder(rules)
+    average, finder = OverlapAverage(rules.combine), EventFinder(rules)
     last_start = -np.inf
     for name, (starts, ends, scores) in pieces:
         if name != current:

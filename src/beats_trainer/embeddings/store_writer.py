@@ -271,7 +271,11 @@ class StoreWriter:
 
     def _check_is_ours(self) -> None:
         """Refuse a folder with something else in it, before anything is put there."""
-        visible = [path.name for path in self.folder.iterdir() if not path.name.startswith(".")]
+        visible = [path.name for path in _visible(self.folder)]
+        if not any(
+            _visible(self.folder / SHARD_FOLDER)
+        ):  # all that a run made before it was killed
+            visible = [name for name in visible if name != SHARD_FOLDER]
         if visible and read_description(self.folder) is None and not list_shards(self.folder):
             raise StoreError(
                 f"{self.folder} is not empty and holds no store (first of what it holds: "
@@ -491,6 +495,12 @@ class StoreWriter:
                 f"A value of {name}, {np.abs(rows).max():g}, is beyond the range of {self.dtype} "
                 f"({np.finfo(dtype).max:g}). For float16, use dtype='float32' (--dtype float32)."
             ) from None
+
+
+def _visible(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return [path for path in folder.iterdir() if not path.name.startswith(".")]
 
 
 def _describe(holder: Path) -> str:

@@ -8,6 +8,7 @@ Shapes in this file: N clips, C classes.
 """
 
 import logging
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -177,6 +178,7 @@ def train_once(
     run.write_plan(config, splits)
     run.remove_leftovers()
     classifier.to(device)
+    classifier.window_s = _trained_window_s(splits.train, config)
     caches = caches or Caches.for_classifier(classifier, config, splits.task)
     mode = config.model.mode
     fitted: Fitted | FittedNetwork
@@ -283,6 +285,21 @@ def _fit_head(
     )
     classifier.head.load_state_dict(fitted.head.state_dict())
     return fitted
+
+
+def _trained_window_s(table: pd.DataFrame, config: Config) -> float | None:
+    """Seconds of what most training clips show the network at once; ``None`` if that is not known.
+
+    Windows of annotated recordings are of one length. Whole files are not opened here to ask them for theirs.
+    """
+    if config.data.max_duration_s is not None:
+        return config.data.max_duration_s
+    if "end_time" not in table.columns or not len(table):
+        return None
+    lengths = (table["end_time"] - table["start_time"]).round(3)
+    (length,) = lengths.mode().iloc[:1] if lengths.notna().any() else (math.nan,)
+    is_common = 2 * int((lengths == length).sum()) > len(lengths)
+    return float(length) if is_common else None
 
 
 def _hears_anew(config: Config, augment: ClipChange | None) -> bool:
