@@ -77,7 +77,7 @@ def can_pack(network: BEATs, dtype: torch.dtype) -> bool:
     encoder = network.encoder
     if not isinstance(encoder, TransformerEncoder):
         return False
-    weights = [parameter for parameter in encoder.parameters()]
+    weights = list(encoder.parameters())
     is_plain = all(p.device.type == "cpu" and p.dtype == torch.float32 for p in weights)
     has_linears = all(
         type(linear) is nn.Linear for layer in _layers(encoder) for linear in _linears(layer)
