@@ -22,6 +22,7 @@ from beats_trainer.embeddings.pieces import TokenGrid
 from beats_trainer.errors import BEATsTrainerError
 from beats_trainer.loading import collate_waveforms
 from beats_trainer.model.beats import BEATs, BEATsOutput
+from beats_trainer.model.packed import prepared_for_inference
 from beats_trainer.model.pooling import (
     POOLING_MODES,
     AttentivePooling,
@@ -162,6 +163,7 @@ class Encoder:
         if per_step and pooling == "none":
             raise ValueError("Per time step the patches are pooled: choose a pooling but 'none'.")
         self.network = network
+        self._running = network
         self.pooling = pooling
         self.per_step = per_step
         self.device = next(network.parameters()).device
@@ -190,6 +192,7 @@ class Encoder:
         """Dropout and layer drop are off inside; the network's modes are put back afterwards."""
         modes = [(module, module.training) for module in self.network.modules()]
         self.network.eval()
+        self._running = prepared_for_inference(self.network, self.dtype)
         try:
             yield
         finally:
@@ -207,7 +210,7 @@ class Encoder:
             batch = collate_waveforms(waveforms[start:stop]).to(self.device)
             with torch.inference_mode():
                 with autocast(self.device, self.dtype):
-                    output = self.network(
+                    output = self._running(
                         batch.waveforms, batch.lengths, output_layers=self._needs_layers
                     )
                 parts += self._keep(output)

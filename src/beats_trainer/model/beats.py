@@ -345,12 +345,12 @@ class GatedRelativeAttention(nn.Module):
         q_BHTd = split_heads(self.q_proj(tokens_BTD))
         k_BHTd = split_heads(self.k_proj(tokens_BTD))
         v_BHTd = split_heads(self.v_proj(tokens_BTD))
-        mixed_BHTd = F.scaled_dot_product_attention(
+        mixed_BHTd = attend(
             q_BHTd,
             k_BHTd,
             v_BHTd,
-            attn_mask=self._attention_bias(q_BHTd, bias_HTT, padded_BT),
-            dropout_p=self.dropout if self.training else 0.0,
+            self._attention_bias(q_BHTd, bias_HTT, padded_BT),
+            self.dropout if self.training else 0.0,
         )
         mixed_BTD = mixed_BHTd.transpose(1, 2).reshape(num_clips, num_tokens, width)
         attended_BTD: Tensor = self.out_proj(mixed_BTD)
@@ -368,9 +368,38 @@ class GatedRelativeAttention(nn.Module):
         if padded_BT is not None:
             blocked_B11T = padded_BT[:, None, None, :]
             if bias is None:
-                return ~blocked_B11T
+                bias = torch.zeros(blocked_B11T.shape, device=padded_BT.device)
             bias = bias.masked_fill(blocked_B11T, -math.inf)
         return None if bias is None else bias.to(q_BHTd.dtype)
+
+
+def attend(
+    q_BHTd: Tensor, k_BHTd: Tensor, v_BHTd: Tensor, bias: Tensor | None, dropout: float = 0.0
+) -> Tensor:
+    """Softmax(q k / sqrt(d) + bias) v, shape ``(B, H, T, d)``; the bias is broadcast to ``(B, H, T, T)``.
+
+    On a GPU in torch's fused kernel. On a CPU that kernel is slower with a bias than three plain products are
+    (docs/performance.md): the bias has the size of the scores anyway.
+    """
+    if q_BHTd.device.type != "cpu":
+        return F.scaled_dot_product_attention(
+            q_BHTd, k_BHTd, v_BHTd, attn_mask=bias, dropout_p=dropout
+        )
+    num_clips, num_heads, num_tokens, head_dim = q_BHTd.shape
+    scale = head_dim**-0.5
+    q, k, v = (
+        part.reshape(num_clips * num_heads, num_tokens, head_dim)
+        for part in (q_BHTd, k_BHTd, v_BHTd)
+    )
+    if bias is None:
+        scores = torch.bmm(q * scale, k.transpose(1, 2))
+    else:
+        bias = bias.expand(num_clips, num_heads, num_tokens, num_tokens).flatten(0, 1)
+        scores = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=scale)
+    weights = scores.softmax(dim=-1)
+    if dropout:
+        weights = F.dropout(weights, dropout)
+    return torch.bmm(weights.to(v.dtype), v).view(num_clips, num_heads, num_tokens, head_dim)
 
 
 class RelativePositionBias(nn.Embedding):
@@ -403,6 +432,18 @@ class RelativePositionBias(nn.Embedding):
 class _PositionConv(nn.Conv1d):
     """A convolution that can be pickled also when its weight is normed: torch refuses that by default, but
     processes that train together are sent the network."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Convolve values ``(B, D, T)``.
+
+        On a CPU as images one pixel high whose channels lie last, as those of tokens do: twice as fast.
+        """
+        if values.device.type != "cpu":
+            return super().forward(values)
+        weight = self.weight[:, :, None].contiguous(memory_format=torch.channels_last)
+        image = values[:, :, None]
+        padding = (0, int(self.padding[0]))
+        return F.conv2d(image, weight, self.bias, padding=padding, groups=self.groups)[:, :, 0]
 
     def __reduce__(self) -> tuple[Any, ...]:
         shape = (
