@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from beats_trainer.detection.events import EventRules
 from beats_trainer.detection.recordings import ScoredWindows, find_events_of_recordings
 from beats_trainer.embeddings import EmbeddingStore, open_store
+from beats_trainer.embeddings.batch_size import BatchSize
 from beats_trainer.embeddings.encoder import Encoder
 from beats_trainer.embeddings.parquet import Dtype
 from beats_trainer.embeddings.run import DEFAULT_ROWS_PER_SHARD, run_to_store
@@ -39,7 +40,7 @@ class RunOptions:
     """How a run over recordings is done; the rows do not depend on it, but on ``dtype``.
 
     Attributes:
-        batch_size: Most windows in a batch.
+        batch_size: Most windows in a batch; ``None`` chooses.
         num_threads: Threads that decode ahead; ``None`` chooses.
         dtype: ``"float32"``, or ``"float16"`` for half the size.
         on_error: ``"skip"`` what cannot be read and list it, or ``"raise"``.
@@ -52,7 +53,7 @@ class RunOptions:
         ValueError: If ``on_error`` is unknown.
     """
 
-    batch_size: int = 16
+    batch_size: BatchSize = None
     num_threads: int | None = None
     dtype: Dtype = "float32"
     on_error: Literal["raise", "skip"] = "skip"
