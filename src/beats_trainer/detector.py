@@ -22,6 +22,7 @@ from beats_trainer.detection.export import is_clip_name
 from beats_trainer.detection.recording_tables import absolute
 from beats_trainer.detection.recordings import ScoredWindows, find_events_of_recordings
 from beats_trainer.embeddings import EmbeddingStore, open_store
+from beats_trainer.embeddings.batch_size import BatchSize
 from beats_trainer.embeddings.encoder import Encoder
 from beats_trainer.embeddings.journal import FileState
 from beats_trainer.embeddings.parquet import Dtype
@@ -48,7 +49,7 @@ class RunOptions:
     """How a run over recordings is done; the rows do not depend on it, but on ``dtype``.
 
     Attributes:
-        batch_size: Most windows in a batch.
+        batch_size: Most windows in a batch; ``None`` chooses.
         num_threads: Threads that decode ahead; ``None`` chooses.
         dtype: ``"float32"``, or ``"float16"`` for half the size.
         on_error: ``"skip"`` what cannot be read and list it, or ``"raise"``.
@@ -61,7 +62,7 @@ class RunOptions:
         ValueError: If ``on_error`` is unknown.
     """
 
-    batch_size: int = 16
+    batch_size: BatchSize = None
     num_threads: int | None = None
     dtype: Dtype = "float32"
     on_error: Literal["raise", "skip"] = "skip"

@@ -23,6 +23,7 @@ from beats_trainer.checkpoints import BEATsModel
 from beats_trainer.checkpoints.registry import DEFAULT_MODEL
 from beats_trainer.constants import SAMPLE_RATE
 from beats_trainer.embeddings import EmbeddingStore, open_store
+from beats_trainer.embeddings.batch_size import BatchSize, check_batch_size
 from beats_trainer.embeddings.encode import (
     DEFAULT_WINDOW_S,
     ClipInput,
@@ -82,7 +83,8 @@ class BEATsFeatureExtractor:
         pooling: ``"mean"``, ``"max"``, ``"first"`` (also ``"cls"``: but BEATs has no class token),
             ``"last"``, or ``"none"`` for every token.
         precision: ``"auto"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``.
-        batch_size: Most clips in a batch.
+        batch_size: Most clips in a batch; ``None`` or ``"auto"`` chooses by the device, its free memory and the
+            network, in tokens: many short clips, few long ones.
         window_s: Seconds that are encoded at once.
         num_threads: Threads that decode ahead of the network; ``None`` chooses.
 
@@ -104,14 +106,14 @@ class BEATsFeatureExtractor:
         pooling: str = "mean",
         *,
         precision: str = "auto",
-        batch_size: int = 16,
+        batch_size: BatchSize = None,
         window_s: float = DEFAULT_WINDOW_S,
         num_threads: int | None = None,
     ) -> None:
         self.pooling = check_pooling(pooling)
         self.device = resolve_device(device)
         self.precision = precision
-        self.batch_size = batch_size
+        self.batch_size = check_batch_size(batch_size)
         self.window_s = window_s
         self.num_threads = num_threads
         if isinstance(model_path, BEATsModel):

@@ -27,6 +27,7 @@ from beats_trainer.detection.averaging import Combination
 from beats_trainer.detection.events import EventRules
 from beats_trainer.detection.outputs import Detections, OutputOptions, make_outputs
 from beats_trainer.detector import SCORES, RunOptions, find_stored_events, scored, without_exports
+from beats_trainer.embeddings.batch_size import BatchSize, check_batch_size
 from beats_trainer.embeddings.encode import DEFAULT_WINDOW_S, ClipInput, encode_clips
 from beats_trainer.embeddings.encoder import Encoder
 from beats_trainer.embeddings.parquet import Dtype
@@ -64,7 +65,8 @@ class BEATsPredictor:
             hub repository ``"owner/name"``, or a loaded `BEATsForAudioClassification`.
         device: ``"cpu"``, ``"cuda"``, ``"mps"``; ``None`` or ``"auto"`` takes the fastest there is.
         precision: ``"auto"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``.
-        batch_size: Most clips in a batch.
+        batch_size: Most clips in a batch; ``None`` or ``"auto"`` chooses by the device, its free memory and the
+            network, in tokens: many short clips, few long ones.
         window_s: Seconds that are encoded at once; longer recordings are pooled over windows.
         num_threads: Threads that decode ahead; ``None`` chooses.
 
@@ -85,7 +87,7 @@ class BEATsPredictor:
         device: str | torch.device | None = None,
         *,
         precision: str = "auto",
-        batch_size: int = 16,
+        batch_size: BatchSize = None,
         window_s: float = DEFAULT_WINDOW_S,
         num_threads: int | None = None,
     ) -> None:
@@ -94,7 +96,7 @@ class BEATsPredictor:
             model = BEATsForAudioClassification.from_pretrained(model)
         self.model = model.to(self.device).eval()
         self.precision = precision
-        self.batch_size = batch_size
+        self.batch_size = check_batch_size(batch_size)
         self.window_s = window_s
         self.num_threads = num_threads
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from beats_trainer.embeddings import encoder, pieces
+from beats_trainer.embeddings import batch_size as batch_sizes
+from beats_trainer.embeddings import pieces
 from beats_trainer.embeddings.encode import check_layer, check_pooling, encode_clips
 from beats_trainer.errors import AudioError, BEATsTrainerError
 from beats_trainer.loading import Clip
@@ -235,7 +236,9 @@ def test_values_that_are_not_finite_are_an_error_and_no_embedding(network):
 
 
 def test_big_batches_are_cut_to_fit_the_memory_of_attention(network, monkeypatch):
-    monkeypatch.setattr(encoder, "_ATTENTION_BYTES", 4 * 4 * 120**2 * 2)  # two clips of 15 steps
+    monkeypatch.setattr(
+        batch_sizes, "_ATTENTION_BYTES", 4 * 4 * 120**2 * 2
+    )  # two clips of 15 steps
     sizes = []
     forward = BEATs.forward
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from beats_trainer.embeddings.batch_size import BatchSize
 from beats_trainer.embeddings.encode import encode_stream
 from beats_trainer.embeddings.encoder import Encoder
 from beats_trainer.embeddings.journal import FileState
@@ -60,7 +61,7 @@ def encode_windows(
     windowing: Windowing,
     *,
     windows_per_group: int = 4096,
-    batch_size: int = 16,
+    batch_size: BatchSize = None,
     num_threads: int | None = None,
 ) -> Generator[tuple[Window, NDArray[np.float32] | AudioError]]:
     """Encode the windows of clips, in bounded memory.
@@ -70,7 +71,7 @@ def encode_windows(
         clips: Each with the first of its windows that is wanted.
         windowing: How they are cut; with a grid if the encoder gives a row per time step.
         windows_per_group: Windows that are batched among themselves, see `encode_stream`.
-        batch_size: Most windows in a batch.
+        batch_size: Most windows in a batch; ``None`` chooses.
         num_threads: Threads that decode ahead; ``None`` chooses by the machine.
 
     Yields:
