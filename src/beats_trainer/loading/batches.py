@@ -23,8 +23,8 @@ __all__ = [
 _MOST_SAMPLES = 16_000 * 60 * 60
 """Samples that wait to be batched, or that a padded batch has, at most: an hour at 16 kHz, 230 MB."""
 
-MOST_POOLED = 16_000 * 60 * 30
-"""Samples from which on the next full batch ends a pool: half an hour at 16 kHz, 115 MB."""
+MOST_POOLED = 16_000 * 60 * 20
+"""Samples from which on the next full batch ends a pool: 20 minutes at 16 kHz, 77 MB."""
 
 POOL_BATCHES = 16
 """Batches that are sorted by length together."""
@@ -97,7 +97,7 @@ def length_sorted_batches(
     """Group a stream of waveforms into batches of like length, so that little is padding.
 
     Collects a pool, sorts it by length, gives it out in batches, and begins the next one. Memory is
-    bounded: a pool by ``pool_batches * batch_size`` clips and half an hour of sound (up to an hour, to end
+    bounded: a pool by ``pool_batches * batch_size`` clips and 20 minutes of sound (up to an hour, to end
     with a full batch), a batch by an hour with its padding; a longer clip comes alone.
 
     Args:
