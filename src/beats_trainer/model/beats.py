@@ -415,10 +415,13 @@ class RelativePositionBias(nn.Embedding):
 
     def forward(self, num_tokens: int) -> Tensor:  # type: ignore[override]
         """Return the bias of every pair of positions, shape ``(H, T, T)``, query before key."""
-        distances = torch.arange(1 - num_tokens, num_tokens, device=self.weight.device)
-        bias_Hd = super().forward(self._bucket(distances)).T
         # Row i reads distances -i .. T-1-i: a window that slides backwards over one line of 2T-1.
-        return bias_Hd.unfold(-1, num_tokens, 1).flip(1)
+        return self.by_distance(num_tokens).unfold(-1, num_tokens, 1).flip(1)
+
+    def by_distance(self, num_tokens: int) -> Tensor:
+        """Return the bias by how far the key lies ahead, ``1 - T .. T - 1``, shape ``(H, 2T - 1)``."""
+        distances = torch.arange(1 - num_tokens, num_tokens, device=self.weight.device)
+        return super().forward(self._bucket(distances)).T.contiguous()
 
     def _bucket(self, distances: Tensor) -> Tensor:
         half = self.num_embeddings // 2

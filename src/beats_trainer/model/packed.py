@@ -7,8 +7,8 @@ What differs from `beats.TransformerEncoder`, and never by more than rounding:
 - weights are cast and brought into oneDNN's order once, not in every call;
 - queries, keys, values and the gate of the position bias are one product: the gate is a linear map of the
   query, so it is one of the tokens;
-- the position bias is added inside the product of queries and keys; activations inside that of the
-  feed-forward network;
+- the position bias is added inside the product of queries and keys, whose scores stay in the cache
+  (`blocks.py`); activations inside that of the feed-forward network;
 - the weight norm of the position convolution is computed once.
 
 `pack_for_inference` gives a network that shares everything else with the one it was made of. It is for calls
@@ -29,7 +29,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from beats_trainer.model.beats import BEATs, EncoderLayer, TransformerEncoder, attend
+from beats_trainer.model.beats import BEATs, EncoderLayer, TransformerEncoder
+from beats_trainer.model.blocks import add_product, attend_in_blocks
 
 __all__ = ["can_pack", "is_packed_from", "pack_for_inference", "prepared_for_inference"]
 
@@ -157,13 +158,12 @@ class _PackedEncoder(nn.Module):
         tokens_BTD = tokens_BTD + self._positions(tokens_BTD)
         if not self.layer_norm_first:
             tokens_BTD = self.layer_norm(tokens_BTD)
-        table_HTT = None
+        bias_HL = None
         if self.relative_attention_bias is not None:
-            table = self.relative_attention_bias(tokens_BTD.shape[1])
-            table_HTT = table.to(self.dtype).contiguous()
+            bias_HL = self.relative_attention_bias.by_distance(tokens_BTD.shape[1]).to(self.dtype)
         layers = [tokens_BTD]
         for layer in self.packed_layers:
-            tokens_BTD = layer(tokens_BTD, table_HTT, padded_BT)
+            tokens_BTD = layer(tokens_BTD, bias_HL, padded_BT)
             if output_layers:
                 layers.append(tokens_BTD)
         if self.layer_norm_first:
@@ -211,13 +211,13 @@ class _PackedLayer:
         self.contract = _PackedLinear(layer.fc2.weight, layer.fc2.bias, dtype)
 
     def __call__(
-        self, tokens_BTD: Tensor, table_HTT: Tensor | None, padded_BT: Tensor | None
+        self, tokens_BTD: Tensor, bias_HL: Tensor | None, padded_BT: Tensor | None
     ) -> Tensor:
         if self.layer_norm_first:
             normed_BTD = self.attention_norm(tokens_BTD)
-            tokens_BTD = tokens_BTD + self._attend(normed_BTD, table_HTT, padded_BT)
+            tokens_BTD = tokens_BTD + self._attend(normed_BTD, bias_HL, padded_BT)
             return tokens_BTD + self._feed_forward(self.final_norm(tokens_BTD))
-        attended_BTD = self._attend(tokens_BTD, table_HTT, padded_BT)
+        attended_BTD = self._attend(tokens_BTD, bias_HL, padded_BT)
         tokens_BTD = self.attention_norm(
             torch.add(attended_BTD, tokens_BTD, alpha=self.residual_scale)
         )
@@ -226,31 +226,22 @@ class _PackedLayer:
         return normed
 
     def _attend(
-        self, tokens_BTD: Tensor, table_HTT: Tensor | None, padded_BT: Tensor | None
+        self, tokens_BTD: Tensor, bias_HL: Tensor | None, padded_BT: Tensor | None
     ) -> Tensor:
         width, heads = tokens_BTD.shape[2], self.num_heads
         projected = self.project_in(tokens_BTD)
         qkv = projected[..., : 3 * width]
         q, k, v = qkv.view(*qkv.shape[:2], 3, heads, -1).permute(2, 0, 3, 1, 4)
-        bias = self._bias(projected[..., 3 * width :], table_HTT, padded_BT)
-        return self.project_out(attend(q, k, v, bias).transpose(1, 2).flatten(2))
+        gate = None
+        if bias_HL is not None and self.is_gated:
+            gate = self._gate(projected[..., 3 * width :])
+        return self.project_out(attend_in_blocks(q, k, v, gate, bias_HL, padded_BT))
 
-    def _bias(
-        self, gates: Tensor, table_HTT: Tensor | None, padded_BT: Tensor | None
-    ) -> Tensor | None:
-        """What is added to the scores, ``(B or 1, H or 1, T or 1, T)``."""
-        bias = None if table_HTT is None else table_HTT[None]
-        if bias is not None and self.is_gated:
-            halves = gates[..., : 2 * self.num_heads].reshape(*gates.shape[:2], self.num_heads, 2)
-            a_BHT1, b_BHT1 = halves.transpose(1, 2).contiguous().sigmoid().chunk(2, dim=-1)
-            gate_BHT1 = (a_BHT1 * (b_BHT1 * self.grep_a - 1.0) + 2.0).contiguous()
-            bias = gate_BHT1 * bias
-        if padded_BT is not None:
-            blocked_B11T = padded_BT[:, None, None, :]
-            if bias is None:
-                bias = torch.zeros(blocked_B11T.shape, dtype=self.dtype)
-            bias = bias.masked_fill(blocked_B11T, -torch.inf)
-        return bias
+    def _gate(self, gates: Tensor) -> Tensor:
+        """What each query scales its position bias by, ``(B, H, T, 1)``."""
+        halves = gates[..., : 2 * self.num_heads].reshape(*gates.shape[:2], self.num_heads, 2)
+        a_BHT1, b_BHT1 = halves.transpose(1, 2).contiguous().sigmoid().chunk(2, dim=-1)
+        return (a_BHT1 * (b_BHT1 * self.grep_a - 1.0) + 2.0).contiguous()
 
     def _feed_forward(self, tokens_BTD: Tensor) -> Tensor:
         hidden = self.expand(tokens_BTD)
@@ -348,12 +339,16 @@ def _multiplies_packed(dtype: torch.dtype) -> bool:
     try:
         with torch.inference_mode():
             product = _PackedLinear(weight, bias, dtype, ("gelu", "none"))(values).float()
-            expected = F.gelu(F.linear(values, weight, bias))
+            sums = add_product(torch.ones(48, 32), values, weight)
+            products = F.linear(values, weight)
     except (RuntimeError, AttributeError, TypeError) as error:
         _logger.debug("Weights cannot be packed for oneDNN here: %s", error)
         return False
     tolerance = 1e-4 if dtype == torch.float32 else 0.1
-    is_right = bool(torch.allclose(product, expected, atol=tolerance, rtol=tolerance))
+    is_right = bool(
+        torch.allclose(product, F.gelu(products + bias), atol=tolerance, rtol=tolerance)
+        and torch.allclose(sums, products + 1.0, atol=1e-4, rtol=1e-4)
+    )
     if not is_right:
         _logger.warning("oneDNN's packed products are wrong on this machine; they are not used.")
     return is_right
