@@ -39,6 +39,9 @@ _logger = logging.getLogger(__name__)
 _COLUMNS = 16
 """Outputs of a product come in multiples of this, with zeros where there are fewer."""
 
+_TYPICAL_TOKENS = 248
+"""Length of a clip of 5 s, for which oneDNN chooses the order of a convolution's weights; others work too."""
+
 _SAMPLED = 16
 """Values of each weight that are looked at to tell whether it has changed."""
 
@@ -131,16 +134,13 @@ class _PackedEncoder(nn.Module):
         self.layer_norm = encoder.layer_norm
         self.relative_attention_bias = encoder.relative_attention_bias
         self.fingerprint = _fingerprint(encoder)
-        conv = encoder.pos_conv[0]
-        assert isinstance(conv, nn.Conv1d)
-        self.conv_groups, self.conv_padding = conv.groups, int(conv.padding[0])
-        self.num_extra = encoder.pos_conv[1].extra
         with torch.inference_mode():
-            # As a convolution of images one pixel high, whose channels lie last, as tokens have them.
-            weight = conv.weight.detach().to(dtype)[:, :, None]
-            self.conv_weight = weight.contiguous(memory_format=torch.channels_last)
+            conv = encoder.pos_conv[0]
+            assert isinstance(conv, nn.Conv1d)
             assert conv.bias is not None
-            self.conv_bias = conv.bias.detach().to(dtype)
+            self.position_conv = _PackedConvolution(
+                conv.weight, conv.bias, int(conv.padding[0]), conv.groups, dtype
+            )
             self.packed_layers = [_PackedLayer(layer, dtype) for layer in _layers(encoder)]
 
     def forward(
@@ -171,16 +171,8 @@ class _PackedEncoder(nn.Module):
         return tokens_BTD, torch.stack(layers) if output_layers else None
 
     def _positions(self, tokens_BTD: Tensor) -> Tensor:
-        image_BD1T = tokens_BTD.to(self.dtype).transpose(1, 2)[:, :, None]
-        convolved = F.conv2d(
-            image_BD1T,
-            self.conv_weight,
-            self.conv_bias,
-            padding=(0, self.conv_padding),
-            groups=self.conv_groups,
-        )
-        num_tokens = tokens_BTD.shape[1]
-        return F.gelu(convolved[:, :, 0, :num_tokens].transpose(1, 2).float())
+        convolved_BTD = self.position_conv(tokens_BTD)[:, : tokens_BTD.shape[1]]
+        return F.gelu(convolved_BTD.float())
 
 
 class _PackedLayer:
@@ -275,6 +267,41 @@ class _PackedLinear:
         return product
 
 
+class _PackedConvolution:
+    """A convolution over tokens in oneDNN's own order.
+
+    Of images one pixel high, whose channels lie last, as tokens have them.
+    """
+
+    def __init__(
+        self, weight: Tensor, bias: Tensor, padding: int, groups: int, dtype: torch.dtype
+    ) -> None:
+        self.dtype = dtype
+        self.bias = bias.detach().to(dtype)
+        self.padding, self.groups = [0, padding], groups
+        image = weight.detach().to(dtype)[:, :, None].contiguous()
+        size = [1, groups * weight.shape[1], 1, _TYPICAL_TOKENS]
+        self.weight = torch.ops.mkldnn._reorder_convolution_weight(
+            image, self.padding, [1, 1], [1, 1], groups, size
+        )
+
+    def __call__(self, values_BTD: Tensor) -> Tensor:
+        image_BD1T = values_BTD.to(self.dtype).transpose(1, 2)[:, :, None]
+        convolved: Tensor = torch.ops.mkldnn._convolution_pointwise(
+            image_BD1T,
+            self.weight,
+            self.bias,
+            self.padding,
+            [1, 1],
+            [1, 1],
+            self.groups,
+            "none",
+            [],
+            "",
+        )
+        return convolved[:, :, 0].transpose(1, 2)
+
+
 def _gate_of_tokens(attention: Any) -> tuple[Tensor, Tensor]:
     """The two halves of each head's gate as a linear map of the tokens: weights ``(2 H, D)``, bias ``(2 H,)``.
 
@@ -338,16 +365,23 @@ def _multiplies_packed(dtype: torch.dtype) -> bool:
     bias = torch.randn(32, generator=generator)
     try:
         with torch.inference_mode():
-            product = _PackedLinear(weight, bias, dtype, ("gelu", "none"))(values).float()
-            sums = add_product(torch.ones(48, 32), values, weight)
-            products = F.linear(values, weight)
+            product = F.linear(values, weight)
+            kernel = weight.view(32, 16, 4)
+            convolved = F.conv1d(values.T[None], kernel, bias, padding=2, groups=4)[0].T
+            linear = _PackedLinear(weight, bias, dtype, ("gelu", "none"))(values)
+            convolution = _PackedConvolution(kernel, bias, 2, 4, dtype)(values[None])[0]
+            sums = add_product(torch.ones_like(product), values, weight)
     except (RuntimeError, AttributeError, TypeError) as error:
         _logger.debug("Weights cannot be packed for oneDNN here: %s", error)
         return False
     tolerance = 1e-4 if dtype == torch.float32 else 0.1
-    is_right = bool(
-        torch.allclose(product, F.gelu(products + bias), atol=tolerance, rtol=tolerance)
-        and torch.allclose(sums, products + 1.0, atol=1e-4, rtol=1e-4)
+    is_right = all(
+        torch.allclose(ours.float(), expected, atol=tolerance, rtol=tolerance)
+        for ours, expected in (
+            (linear, F.gelu(product + bias)),
+            (convolution, convolved),
+            (sums, product + 1.0),
+        )
     )
     if not is_right:
         _logger.warning("oneDNN's packed products are wrong on this machine; they are not used.")
