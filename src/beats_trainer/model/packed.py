@@ -7,8 +7,8 @@ What differs from `beats.TransformerEncoder`, and never by more than rounding:
 - weights are cast and brought into oneDNN's order once, not in every call;
 - queries, keys, values and the gate of the position bias are one product: the gate is a linear map of the
   query, so it is one of the tokens;
-- the position bias is added inside the product of queries and keys; activations inside that of the
-  feed-forward network;
+- the position bias is added inside the product of queries and keys, whose scores stay in the cache
+  (`blocks.py`); activations inside that of the feed-forward network;
 - the weight norm of the position convolution is computed once.
 
 `pack_for_inference` gives a network that shares everything else with the one it was made of. It is for calls
@@ -29,7 +29,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from beats_trainer.model.beats import BEATs, EncoderLayer, TransformerEncoder, attend
+from beats_trainer.model.beats import BEATs, EncoderLayer, TransformerEncoder
+from beats_trainer.model.blocks import add_product, attend_in_blocks
 
 __all__ = ["can_pack", "is_packed_from", "pack_for_inference", "prepared_for_inference"]
 
@@ -37,6 +38,9 @@ _logger = logging.getLogger(__name__)
 
 _COLUMNS = 16
 """Outputs of a product come in multiples of this, with zeros where there are fewer."""
+
+_TYPICAL_TOKENS = 248
+"""Length of a clip of 5 s, for which oneDNN chooses the order of a convolution's weights; others work too."""
 
 _SAMPLED = 16
 """Values of each weight that are looked at to tell whether it has changed."""
@@ -132,16 +136,13 @@ class _PackedEncoder(nn.Module):
         self.layer_norm = encoder.layer_norm
         self.relative_attention_bias = encoder.relative_attention_bias
         self.fingerprint = _fingerprint(encoder)
-        conv = encoder.pos_conv[0]
-        assert isinstance(conv, nn.Conv1d)
-        self.conv_groups, self.conv_padding = conv.groups, int(conv.padding[0])
-        self.num_extra = encoder.pos_conv[1].extra
         with torch.inference_mode():
-            # As a convolution of images one pixel high, whose channels lie last, as tokens have them.
-            weight = conv.weight.detach().to(dtype)[:, :, None]
-            self.conv_weight = weight.contiguous(memory_format=torch.channels_last)
+            conv = encoder.pos_conv[0]
+            assert isinstance(conv, nn.Conv1d)
             assert conv.bias is not None
-            self.conv_bias = conv.bias.detach().to(dtype)
+            self.position_conv = _PackedConvolution(
+                conv.weight, conv.bias, int(conv.padding[0]), conv.groups, dtype
+            )
             self.packed_layers = [_PackedLayer(layer, dtype) for layer in _layers(encoder)]
 
     def forward(
@@ -159,13 +160,12 @@ class _PackedEncoder(nn.Module):
         tokens_BTD = tokens_BTD + self._positions(tokens_BTD)
         if not self.layer_norm_first:
             tokens_BTD = self.layer_norm(tokens_BTD)
-        table_HTT = None
+        bias_HL = None
         if self.relative_attention_bias is not None:
-            table = self.relative_attention_bias(tokens_BTD.shape[1])
-            table_HTT = table.to(self.dtype).contiguous()
+            bias_HL = self.relative_attention_bias.by_distance(tokens_BTD.shape[1]).to(self.dtype)
         layers = [tokens_BTD]
         for layer in self.packed_layers:
-            tokens_BTD = layer(tokens_BTD, table_HTT, padded_BT)
+            tokens_BTD = layer(tokens_BTD, bias_HL, padded_BT)
             if output_layers:
                 layers.append(tokens_BTD)
         if self.layer_norm_first:
@@ -173,16 +173,8 @@ class _PackedEncoder(nn.Module):
         return tokens_BTD, torch.stack(layers) if output_layers else None
 
     def _positions(self, tokens_BTD: Tensor) -> Tensor:
-        image_BD1T = tokens_BTD.to(self.dtype).transpose(1, 2)[:, :, None]
-        convolved = F.conv2d(
-            image_BD1T,
-            self.conv_weight,
-            self.conv_bias,
-            padding=(0, self.conv_padding),
-            groups=self.conv_groups,
-        )
-        num_tokens = tokens_BTD.shape[1]
-        return F.gelu(convolved[:, :, 0, :num_tokens].transpose(1, 2).float())
+        convolved_BTD = self.position_conv(tokens_BTD)[:, : tokens_BTD.shape[1]]
+        return F.gelu(convolved_BTD.float())
 
 
 class _PackedLayer:
@@ -213,13 +205,13 @@ class _PackedLayer:
         self.contract = _PackedLinear(layer.fc2.weight, layer.fc2.bias, dtype)
 
     def __call__(
-        self, tokens_BTD: Tensor, table_HTT: Tensor | None, padded_BT: Tensor | None
+        self, tokens_BTD: Tensor, bias_HL: Tensor | None, padded_BT: Tensor | None
     ) -> Tensor:
         if self.layer_norm_first:
             normed_BTD = self.attention_norm(tokens_BTD)
-            tokens_BTD = tokens_BTD + self._attend(normed_BTD, table_HTT, padded_BT)
+            tokens_BTD = tokens_BTD + self._attend(normed_BTD, bias_HL, padded_BT)
             return tokens_BTD + self._feed_forward(self.final_norm(tokens_BTD))
-        attended_BTD = self._attend(tokens_BTD, table_HTT, padded_BT)
+        attended_BTD = self._attend(tokens_BTD, bias_HL, padded_BT)
         tokens_BTD = self.attention_norm(
             torch.add(attended_BTD, tokens_BTD, alpha=self.residual_scale)
         )
@@ -228,31 +220,22 @@ class _PackedLayer:
         return normed
 
     def _attend(
-        self, tokens_BTD: Tensor, table_HTT: Tensor | None, padded_BT: Tensor | None
+        self, tokens_BTD: Tensor, bias_HL: Tensor | None, padded_BT: Tensor | None
     ) -> Tensor:
         width, heads = tokens_BTD.shape[2], self.num_heads
         projected = self.project_in(tokens_BTD)
         qkv = projected[..., : 3 * width]
         q, k, v = qkv.view(*qkv.shape[:2], 3, heads, -1).permute(2, 0, 3, 1, 4)
-        bias = self._bias(projected[..., 3 * width :], table_HTT, padded_BT)
-        return self.project_out(attend(q, k, v, bias).transpose(1, 2).flatten(2))
+        gate = None
+        if bias_HL is not None and self.is_gated:
+            gate = self._gate(projected[..., 3 * width :])
+        return self.project_out(attend_in_blocks(q, k, v, gate, bias_HL, padded_BT))
 
-    def _bias(
-        self, gates: Tensor, table_HTT: Tensor | None, padded_BT: Tensor | None
-    ) -> Tensor | None:
-        """What is added to the scores, ``(B or 1, H or 1, T or 1, T)``."""
-        bias = None if table_HTT is None else table_HTT[None]
-        if bias is not None and self.is_gated:
-            halves = gates[..., : 2 * self.num_heads].reshape(*gates.shape[:2], self.num_heads, 2)
-            a_BHT1, b_BHT1 = halves.transpose(1, 2).contiguous().sigmoid().chunk(2, dim=-1)
-            gate_BHT1 = (a_BHT1 * (b_BHT1 * self.grep_a - 1.0) + 2.0).contiguous()
-            bias = gate_BHT1 * bias
-        if padded_BT is not None:
-            blocked_B11T = padded_BT[:, None, None, :]
-            if bias is None:
-                bias = torch.zeros(blocked_B11T.shape, dtype=self.dtype)
-            bias = bias.masked_fill(blocked_B11T, -torch.inf)
-        return bias
+    def _gate(self, gates: Tensor) -> Tensor:
+        """What each query scales its position bias by, ``(B, H, T, 1)``."""
+        halves = gates[..., : 2 * self.num_heads].reshape(*gates.shape[:2], self.num_heads, 2)
+        a_BHT1, b_BHT1 = halves.transpose(1, 2).contiguous().sigmoid().chunk(2, dim=-1)
+        return (a_BHT1 * (b_BHT1 * self.grep_a - 1.0) + 2.0).contiguous()
 
     def _feed_forward(self, tokens_BTD: Tensor) -> Tensor:
         hidden = self.expand(tokens_BTD)
@@ -284,6 +267,41 @@ class _PackedLinear:
             values.to(self.dtype), self.weight, self.bias, name, [], algorithm
         )
         return product
+
+
+class _PackedConvolution:
+    """A convolution over tokens in oneDNN's own order.
+
+    Of images one pixel high, whose channels lie last, as tokens have them.
+    """
+
+    def __init__(
+        self, weight: Tensor, bias: Tensor, padding: int, groups: int, dtype: torch.dtype
+    ) -> None:
+        self.dtype = dtype
+        self.bias = bias.detach().to(dtype)
+        self.padding, self.groups = [0, padding], groups
+        image = weight.detach().to(dtype)[:, :, None].contiguous()
+        size = [1, groups * weight.shape[1], 1, _TYPICAL_TOKENS]
+        self.weight = torch.ops.mkldnn._reorder_convolution_weight(
+            image, self.padding, [1, 1], [1, 1], groups, size
+        )
+
+    def __call__(self, values_BTD: Tensor) -> Tensor:
+        image_BD1T = values_BTD.to(self.dtype).transpose(1, 2)[:, :, None]
+        convolved: Tensor = torch.ops.mkldnn._convolution_pointwise(
+            image_BD1T,
+            self.weight,
+            self.bias,
+            self.padding,
+            [1, 1],
+            [1, 1],
+            self.groups,
+            "none",
+            [],
+            "",
+        )
+        return convolved[:, :, 0].transpose(1, 2)
 
 
 def _gate_of_tokens(attention: Any) -> tuple[Tensor, Tensor]:
@@ -349,13 +367,24 @@ def _multiplies_packed(dtype: torch.dtype) -> bool:
     bias = torch.randn(32, generator=generator)
     try:
         with torch.inference_mode():
-            product = _PackedLinear(weight, bias, dtype, ("gelu", "none"))(values).float()
-            expected = F.gelu(F.linear(values, weight, bias))
+            product = F.linear(values, weight)
+            kernel = weight.view(32, 16, 4)
+            convolved = F.conv1d(values.T[None], kernel, bias, padding=2, groups=4)[0].T
+            linear = _PackedLinear(weight, bias, dtype, ("gelu", "none"))(values)
+            convolution = _PackedConvolution(kernel, bias, 2, 4, dtype)(values[None])[0]
+            sums = add_product(torch.ones_like(product), values, weight)
     except (RuntimeError, AttributeError, TypeError) as error:
         _logger.debug("Weights cannot be packed for oneDNN here: %s", error)
         return False
     tolerance = 1e-4 if dtype == torch.float32 else 0.1
-    is_right = bool(torch.allclose(product, expected, atol=tolerance, rtol=tolerance))
+    is_right = all(
+        torch.allclose(ours.float(), expected, atol=tolerance, rtol=tolerance)
+        for ours, expected in (
+            (linear, F.gelu(product + bias)),
+            (convolution, convolved),
+            (sums, product + 1.0),
+        )
+    )
     if not is_right:
         _logger.warning("oneDNN's packed products are wrong on this machine; they are not used.")
     return is_right
