@@ -16,8 +16,9 @@ A sound is the stretch of a clip with the most energy, without pauses above ``MA
 planted event of its class, one to one, pairs that overlap longest first; all else are false alarms and misses.
 Errors of start and end are detected minus planted, over the right ones.
 
-The classes are the five that a first model of all ten told apart best, by average precision on its validation
-fold (``--classes all`` takes the ten).
+The classes are the five of ten that are told apart best on folds 1 to 4, each fold by statistics of the
+log-mel bands, with logistic regression and a random forest fitted on the three others: 96 % of their clips are right. ``--classes all`` takes the ten, of which a network trained from scratch on so few clips mistakes every seventh
+(docs/results.md).
 """
 
 import argparse
@@ -41,7 +42,7 @@ NOISE_RMS = 0.004
 SNR_DB = (15.0, 25.0)
 FRAME_S, FLOOR_DB, MAX_PAUSE_S = 0.02, 15.0, 1.0
 NUM_EVENTS = 20
-CLASSES = ("clock_tick", "crackling_fire", "dog", "rain", "rooster")
+CLASSES = ("chainsaw", "crackling_fire", "crying_baby", "sea_waves", "sneezing")
 
 
 @dataclass
@@ -220,17 +221,18 @@ def measure(planted: pd.DataFrame, found: pd.DataFrame, hop_s: float) -> dict[st
 def rules_to_try() -> list[dict[str, Any]]:
     """Every way of making events that is compared on the validation hour."""
     return [
-        {"combine": combine, "thresholds": threshold, "release": release, "merge_gap_s": gap_s}
+        {"combine": combine, "thresholds": threshold, "release": release}
         for combine in ("mean", "lowest")
         for threshold in (None, 0.3, 0.5, 0.7)
         for release in (1.0, 0.5)
-        for gap_s in (0.0, 1.5)
     ]
 
 
 def show(title: str, results: list[dict[str, Any]]) -> None:
     print(f"\n{title}")
-    print(pd.DataFrame(results).round(3).to_string(index=False))
+    table = pd.DataFrame(results).round(3).astype({"thresholds": object})
+    table["thresholds"] = ["model's" if pd.isna(value) else value for value in table["thresholds"]]
+    print(table.to_string(index=False))
 
 
 def main() -> None:
@@ -283,7 +285,7 @@ def run(arguments: argparse.Namespace, scratch: Path) -> None:
     formats = ["csv", "raven", "audacity"]
     final = search("test", hop_s, chosen, formats=formats, num_clips=NUM_EVENTS)
     compared = [search("test", hop_s, rules) for rules in rules_to_try()]
-    plain = {"thresholds": None, "release": 1.0, "merge_gap_s": 0.0}
+    plain = {"thresholds": None, "release": 1.0}
     hops = [
         search("test", arguments.window / parts, {"combine": combine} | plain)
         for parts in (1, 2, 4, 8)
