@@ -6,8 +6,8 @@ ESC10_FOLDER holds ``audio/CLASS/FOLD-SOURCE-TAKE.ogg``. All through the public 
 
 1. Sounds of folds 1 to 4 are planted in pink noise, densely, with a table of when each is heard. A small network
    is trained on these soundscapes from scratch; one fold, drawn by the seed, is its validation part.
-2. An hour with 20 sounds of that fold is searched, and what makes events of scores is chosen on it: most F1,
-   and of equals the smallest median errors of time.
+2. An hour with 20 sounds of that fold is searched, and what makes events of scores is chosen on it: the best F1
+   that counts an event as right only if its start and end are within a hop, then the best F1.
 3. An hour with 20 sounds of fold 5, which nothing has learned or chosen from, is searched with what was chosen.
    Other rules and hops are there to compare, not to choose from.
 
@@ -16,8 +16,9 @@ A sound is the stretch of a clip with the most energy, without pauses above ``MA
 planted event of its class, one to one, pairs that overlap longest first; all else are false alarms and misses.
 Errors of start and end are detected minus planted, over the right ones.
 
-The classes are the five of ten that are told apart best on folds 1 to 4, each fold by statistics of the
-log-mel bands, with logistic regression and a random forest fitted on the three others: 96 % of their clips are right. ``--classes all`` takes the ten, of which a network trained from scratch on so few clips mistakes every seventh
+The classes are the three of ten that are told apart best on folds 1 to 4, each fold by statistics of the log-mel
+bands, with logistic regression and a random forest fitted on the three others: 99 % of their clips are right.
+``--classes all`` takes the ten, of which a network trained from scratch on so few clips mistakes every seventh
 (docs/results.md).
 """
 
@@ -42,7 +43,7 @@ NOISE_RMS = 0.004
 SNR_DB = (15.0, 25.0)
 FRAME_S, FLOOR_DB, MAX_PAUSE_S = 0.02, 15.0, 1.0
 NUM_EVENTS = 20
-CLASSES = ("chainsaw", "crackling_fire", "crying_baby", "sea_waves", "sneezing")
+CLASSES = ("chainsaw", "rain", "sneezing")
 
 
 @dataclass
@@ -207,6 +208,12 @@ def measure(planted: pd.DataFrame, found: pd.DataFrame, hop_s: float) -> dict[st
         name: found[column].to_numpy()[hits] - planted[column].to_numpy()[rows]
         for name, column in (("onset", "start_time"), ("offset", "end_time"))
     }
+    if pairs:
+        worst = np.maximum(*(np.abs(error) for error in errors.values()))
+        is_timely = worst <= hop_s + 1e-6
+    else:
+        is_timely = np.zeros(0, dtype=bool)
+    result["timely_f1"] = 2 * int(is_timely.sum()) / (len(found) + len(planted))
     for name, error in errors.items():
         size = np.abs(error) if len(error) else np.array([np.nan])
         result |= {
@@ -280,7 +287,7 @@ def run(arguments: argparse.Namespace, scratch: Path) -> None:
     began_s = time.perf_counter()
     tried = [search("validation", hop_s, rules) for rules in rules_to_try()]
     detection_s = time.perf_counter() - began_s
-    best = max(tried, key=lambda row: (row["f1"], -row["onset_median_s"] - row["offset_median_s"]))
+    best = max(tried, key=lambda row: (row["timely_f1"], row["f1"]))
     chosen = {name: best[name] for name in rules_to_try()[0]}
     formats = ["csv", "raven", "audacity"]
     final = search("test", hop_s, chosen, formats=formats, num_clips=NUM_EVENTS)
