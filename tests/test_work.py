@@ -275,7 +275,7 @@ class Operators(TorchDispatchMode):
         return operator(*args, **(kwargs or {}))
 
 
-PRODUCTS = ("linear", "addmm", "mm", "bmm", "baddbmm", "_linear_pointwise")
+PRODUCTS = ("linear", "addmm", "mm", "bmm", "baddbmm", "baddbmm_", "_linear_pointwise")
 
 
 def operators_per_layer(build, watched=lambda network: ()):
