@@ -271,6 +271,11 @@ def test_everything_that_is_wrong_is_said_at_once():
         ({"use_custom_head": True}, {}, "model.use_custom_head has no effect"),
         ({}, {"layer_decay": 0.7}, "training.layer_decay has no effect: the backbone is frozen"),
         ({}, {"gpus": 1}, "training.gpus has no effect: set training.device"),
+        (
+            {},
+            {"gradient_checkpointing": True},
+            "gradient_checkpointing has no effect: the backbone",
+        ),
     ],
 )
 def test_a_setting_without_effect_is_a_warning(model, training, idle):

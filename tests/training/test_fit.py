@@ -228,3 +228,43 @@ def test_ctrl_c_stays_a_keyboard_interrupt(splits, tmp_path, monkeypatch):
 
     with pytest.raises(KeyboardInterrupt):
         fit(tiny_config(max_epochs=1), splits, tmp_path)
+
+
+def test_checkpointing_changes_memory_and_not_the_result(splits, tmp_path):
+    runs = []
+    for asked in (False, True):
+        config = tiny_config(max_epochs=2, learning_rate=5e-3, gradient_checkpointing=asked)
+        config.model.encoder_layerdrop = 0.3
+        runs.append(fit(config, splits, tmp_path / str(asked)))
+
+    (kept, kept_run), (recomputed, recomputed_run) = runs
+    for name, value in kept.state_dict().items():
+        torch.testing.assert_close(recomputed.state_dict()[name], value, msg=name)
+    for row, other in zip(kept_run.history, recomputed_run.history, strict=True):
+        assert other["train_loss"] == pytest.approx(row["train_loss"], abs=1e-6)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_training_sets_the_network_and_the_process_and_leaves_them_as_they_were(
+    splits, tmp_path, monkeypatch, fails
+):
+    config = tiny_config(max_epochs=1, gradient_checkpointing=True, precision="float32").resolved()
+    classifier = fresh_classifier(config, splits)
+    seen = []
+    step = ClassifierModule.training_step
+
+    def look(self, *arguments):
+        seen.append(self.classifier.beats.encoder.recomputes_layers)
+        if fails:
+            raise BEATsTrainerError("an error on purpose")
+        return step(self, *arguments)
+
+    monkeypatch.setattr(ClassifierModule, "training_step", look)
+    try:
+        fit_network(classifier, splits, config, RunFolder(tmp_path), CPU)
+    except BEATsTrainerError:
+        assert fails
+
+    assert seen[0] is True
+    assert classifier.beats.encoder.recomputes_layers is False
+    assert torch.get_float32_matmul_precision() == "highest"

@@ -51,6 +51,7 @@ _IDLE = (
     "training.loggers",
     "training.layer_decay",
     "training.accumulate_grad_batches",
+    "training.gradient_checkpointing",
     "training.devices",
 )
 

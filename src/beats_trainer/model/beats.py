@@ -8,7 +8,8 @@ Rewritten from BEATs (arXiv 2212.09058) and held equal to its reference, microso
 - padding is counted exactly (`lengths.py`), so a clip has the same tokens alone and in a batch;
 - attention is softmax(q k / sqrt(d) + gate * bias), the same sum as the original's shifted and rescaled one
   without its temporaries: plain products on a CPU, a kernel that computes the bias on a GPU (`flex.py`);
-- layer drop draws from torch's generator, and only while training.
+- layer drop draws from torch's generator, and only while training;
+- what is cheap to compute again is not kept for the backward pass.
 
 Parameter names are Microsoft's but for two: the weight-normed position convolution uses torch's current
 parametrisation, and the relative-position table, which the original repeats in every layer, is stored once.
@@ -18,6 +19,7 @@ step), D width, H heads, C channels of a patch (``embed_dim``).
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,9 +27,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
+from torch.utils.checkpoint import checkpoint
 
 from beats_trainer.constants import NUM_MEL_BINS
 from beats_trainer.model.architecture import Architecture
+from beats_trainer.model.dropout import Dropout, drop
 from beats_trainer.model.fbank import KaldiFbank
 from beats_trainer.model.flex import attend_in_kernel, kernel_fits, table_of
 from beats_trainer.model.lengths import count_frames, count_tokens, min_samples
@@ -77,7 +81,7 @@ class BEATs(nn.Module):
             if a.embed_dim != a.encoder_embed_dim
             else None
         )
-        self.dropout_input = nn.Dropout(a.dropout_input)
+        self.dropout_input = Dropout(a.dropout_input)
         self.encoder = TransformerEncoder(a)
 
     def forward(
@@ -199,14 +203,20 @@ class BEATs(nn.Module):
 
 
 class TransformerEncoder(nn.Module):
-    """Position convolution, then transformer layers that share one relative-position table."""
+    """Position convolution, then transformer layers that share one relative-position table.
+
+    Attributes:
+        recomputes_layers: Whether training keeps of each layer its input only, and computes the layer once
+            more in the backward pass: less memory for more time, the same gradients.
+    """
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         a = architecture
-        self.dropout = nn.Dropout(a.dropout)
+        self.dropout = Dropout(a.dropout)
         self.layer_norm_first = a.layer_norm_first
         self.layer_drop = a.encoder_layerdrop
+        self.recomputes_layers = False
         conv = _PositionConv(
             a.encoder_embed_dim,
             a.encoder_embed_dim,
@@ -267,7 +277,8 @@ class TransformerEncoder(nn.Module):
                 # devices would wait for it forever.
                 tokens_BTD = tokens_BTD + 0.0 * sum(p.sum() for p in layer.parameters())
             else:
-                tokens_BTD = layer(tokens_BTD, position, padded_BT)
+                recompute = self.recomputes_layers and self.training
+                tokens_BTD = _call(layer, tokens_BTD, position, padded_BT, recompute=recompute)
             if output_layers:
                 layers.append(tokens_BTD)
         if self.layer_norm_first:
@@ -308,8 +319,8 @@ class EncoderLayer(nn.Module):
         self.fc1 = nn.Linear(a.encoder_embed_dim, a.encoder_ffn_embed_dim)
         self.fc2 = nn.Linear(a.encoder_ffn_embed_dim, a.encoder_embed_dim)
         self.activation = _activation(a.activation_fn)
-        self.activation_dropout = nn.Dropout(a.activation_dropout)
-        self.dropout = nn.Dropout(a.dropout)
+        self.activation_dropout = Dropout(a.activation_dropout)
+        self.dropout = Dropout(a.dropout)
         self.final_layer_norm = nn.LayerNorm(a.encoder_embed_dim)
 
     def forward(
@@ -326,8 +337,13 @@ class EncoderLayer(nn.Module):
         return tokens_BTD
 
     def _feed_forward(self, tokens_BTD: Tensor) -> Tensor:
-        hidden = self.activation_dropout(self.activation(self.fc1(tokens_BTD)))
-        fed_BTD: Tensor = self.dropout(self.fc2(hidden))
+        hidden = self.fc1(tokens_BTD)
+        fed_BTD = _call(self._contract, hidden, recompute=_spares_memory(self, hidden))
+        dropped_BTD: Tensor = self.dropout(fed_BTD)
+        return dropped_BTD
+
+    def _contract(self, hidden: Tensor) -> Tensor:
+        fed_BTD: Tensor = self.fc2(self.activation_dropout(self.activation(hidden)))
         return fed_BTD
 
 
@@ -368,14 +384,8 @@ class GatedRelativeAttention(nn.Module):
         if position is not None and position.ndim == 2:  # a line (H, 2T - 1), for the kernel
             mixed_BHTd = attend_in_kernel(q_BHTd, k_BHTd, v_BHTd, gate_BHT1, position, padded_BT)
         else:
-            bias = _attention_bias(gate_BHT1, position, padded_BT)
-            mixed_BHTd = attend(
-                q_BHTd,
-                k_BHTd,
-                v_BHTd,
-                None if bias is None else bias.to(q_BHTd.dtype),
-                self.dropout if self.training else 0.0,
-            )
+            attend_all = self._attend_by_clip if _spares_memory(self, q_BHTd) else self._attend
+            mixed_BHTd = attend_all(q_BHTd, k_BHTd, v_BHTd, gate_BHT1, position, padded_BT)
         mixed_BTD = mixed_BHTd.transpose(1, 2).reshape(num_clips, num_tokens, width)
         attended_BTD: Tensor = self.out_proj(mixed_BTD)
         return attended_BTD
@@ -386,6 +396,41 @@ class GatedRelativeAttention(nn.Module):
         a_BHT1, b_BHT1 = halves.sigmoid().chunk(2, dim=-1)
         gate_BHT1: Tensor = a_BHT1 * (b_BHT1 * self.grep_a - 1.0) + 2.0
         return gate_BHT1
+
+    def _attend(
+        self,
+        q_BHTd: Tensor,
+        k_BHTd: Tensor,
+        v_BHTd: Tensor,
+        gate_BHT1: Tensor | None,
+        bias_HTT: Tensor | None,
+        padded_BT: Tensor | None,
+    ) -> Tensor:
+        bias = _attention_bias(gate_BHT1, bias_HTT, padded_BT)
+        bias = None if bias is None else bias.to(q_BHTd.dtype)
+        return attend(q_BHTd, k_BHTd, v_BHTd, bias, self.dropout if self.training else 0.0)
+
+    def _attend_by_clip(
+        self,
+        q_BHTd: Tensor,
+        k_BHTd: Tensor,
+        v_BHTd: Tensor,
+        gate_BHT1: Tensor | None,
+        bias_HTT: Tensor | None,
+        padded_BT: Tensor | None,
+    ) -> Tensor:
+        """As `_attend`; the scores of one clip at a time stay in the processor's cache, and none are kept."""
+        of_batch = (q_BHTd, k_BHTd, v_BHTd, gate_BHT1, padded_BT)
+        parts = zip(
+            *([None] * len(q_BHTd) if each is None else torch.split(each, 1) for each in of_batch),
+            strict=True,
+        )
+        return torch.cat(
+            [
+                _call(self._attend, q, k, v, gate, bias_HTT, padded, recompute=True)
+                for q, k, v, gate, padded in parts
+            ]
+        )
 
 
 def _attention_bias(
@@ -401,6 +446,27 @@ def _attention_bias(
             bias = torch.zeros(blocked_B11T.shape, device=padded_BT.device)
         bias = bias.masked_fill(blocked_B11T, -math.inf)
     return bias
+
+
+def _call(function: Callable[..., Tensor], *arguments: Any, recompute: bool) -> Tensor:
+    """Call a function of tensors; with ``recompute`` its backward pass starts by calling it again.
+
+    Then nothing that it computes on the way is kept, only its arguments. It draws the same numbers again, and
+    ends where its last intermediate value is known: a product at its end is not made again.
+    """
+    if not recompute or not torch.is_grad_enabled():
+        return function(*arguments)
+    result: Tensor = checkpoint(function, *arguments, use_reentrant=False)
+    return result
+
+
+def _spares_memory(module: nn.Module, values: Tensor) -> bool:
+    """Whether attention scores and activations are computed again rather than kept: in training on a CPU.
+
+    They are two thirds of what a layer keeps and a twentieth of its work. On a GPU the fused kernel keeps no
+    scores anyway.
+    """
+    return module.training and values.device.type == "cpu"
 
 
 def attend(
@@ -428,7 +494,7 @@ def attend(
         scores = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=scale)
     weights = scores.softmax(dim=-1)
     if dropout:
-        weights = F.dropout(weights, dropout)
+        weights = drop(weights, dropout)
     return torch.bmm(weights.to(v.dtype), v).view(num_clips, num_heads, num_tokens, head_dim)
 
 

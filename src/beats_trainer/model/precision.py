@@ -4,11 +4,20 @@ bfloat16 where the hardware multiplies it fast, else float32; the front end stay
 """
 
 import contextlib
+from collections.abc import Iterator
 from typing import Literal, get_args
 
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
-__all__ = ["Precision", "autocast", "resolve_device", "resolve_precision"]
+__all__ = [
+    "Precision",
+    "autocast",
+    "fast_float32_products",
+    "resolve_device",
+    "resolve_precision",
+]
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 """Number formats, by the name that users write."""
@@ -81,6 +90,78 @@ def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
 def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager[None]:
     """Context in which matrix products run in ``dtype``; float32 means no autocast at all."""
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+@contextlib.contextmanager
+def fast_float32_products(enabled: bool = True) -> Iterator[bool]:
+    """Context in which a CPU multiplies float32 by oneDNN, where that is as exact as what torch does otherwise.
+
+    On CPUs with AVX512-BF16, torch leaves float32 products to oneDNN only when it is allowed to round them to
+    bfloat16. On some of these oneDNN has no such product, and multiplies float32 as it stands, on AMD's twice
+    as fast as MKL. Whether it does is measured: where anything is rounded, nothing is changed. The setting
+    is torch's own and of the whole process; one that is not torch's default is left alone.
+
+    Args:
+        enabled: False for a context that does nothing.
+
+    Returns:
+        Whether products are made by oneDNN inside.
+
+    Example:
+        >>> matrix = torch.rand(8, 8)
+        >>> with fast_float32_products():
+        ...     bool(torch.allclose(matrix @ matrix, (matrix.double() @ matrix.double()).float()))
+        True
+        >>> torch.get_float32_matmul_precision()
+        'highest'
+    """
+    if not enabled or not _is_default_precision():
+        yield False
+        return
+    torch.set_float32_matmul_precision("medium")
+    try:
+        is_exact = _multiplies_float32_exactly()
+        if not is_exact:
+            torch.set_float32_matmul_precision("highest")
+        yield is_exact
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def _is_default_precision() -> bool:
+    try:
+        return torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:  # the user has set it for one backend alone
+        return False
+
+
+_FLOAT32_ERROR = 3e-6
+"""Relative error of a product that float32 allows; 4e-7 is usual, rounding to bfloat16 gives 2e-3."""
+
+
+def _multiplies_float32_exactly() -> bool:
+    """Try the products of a linear map, forward and backward, and of attention, at sizes that go to oneDNN."""
+    generator = torch.Generator().manual_seed(0)
+    values, weight, gradient = (
+        torch.randn(shape, generator=generator) for shape in ((256, 768), (512, 768), (256, 512))
+    )
+
+    def products(values: Tensor, weight: Tensor, gradient: Tensor) -> list[Tensor]:
+        parts = [tensor.view(4, -1, tensor.shape[1]) for tensor in (values, weight)]
+        return [
+            F.linear(values, weight),
+            gradient @ weight,
+            gradient.T @ values,
+            torch.bmm(parts[0], parts[1].transpose(1, 2)),
+        ]
+
+    with torch.autocast("cpu", enabled=False):
+        found = products(values, weight, gradient)
+        expected = products(values.double(), weight.double(), gradient.double())
+    return all(
+        float((one.double() - other).norm() / other.norm()) < _FLOAT32_ERROR
+        for one, other in zip(found, expected, strict=True)
+    )
 
 
 def _multiplies_bfloat16_fast(device: torch.device) -> bool:

@@ -170,6 +170,7 @@ def fit_network(
                     'what it does under the line: if __name__ == "__main__":'
                 ) from error
             finally:
+                module.restore_settings()
                 _end_processes(trainer)
     # From the files, not from `module`: with several processes, others than this one have trained.
     last = _read_last(run)

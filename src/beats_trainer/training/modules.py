@@ -5,6 +5,7 @@ AudioBatch, targets -> [augment -> front end -> augment] -> classifier -> logits
 Shapes in this file: B clips, N clips of a split, C classes.
 """
 
+import contextlib
 import math
 from typing import Any
 
@@ -20,6 +21,7 @@ from beats_trainer.errors import BEATsTrainerError
 from beats_trainer.loading import AudioBatch, WaveformAugmentation
 from beats_trainer.model import BEATsClassifier
 from beats_trainer.model.classifier import apply_activation
+from beats_trainer.model.precision import fast_float32_products
 from beats_trainer.reports import measure
 from beats_trainer.training.augmentation import FbankAugmentation
 from beats_trainer.training.losses import ClassificationLoss
@@ -37,7 +39,7 @@ class ClassifierModule(L.LightningModule):
 
     Args:
         classifier: Is trained in place.
-        config: Learning rate, optimiser, schedule, seed; resolved.
+        config: Learning rate, optimiser, schedule, seed, what is recomputed; resolved.
         loss: What is minimised.
         num_clips: Training and validation clips; several processes share them out.
         task: ``"single"`` or ``"multi"``.
@@ -67,10 +69,24 @@ class ClassifierModule(L.LightningModule):
         self.augment_waveforms = augment_waveforms
         self.augment_fbank = augment_fbank
         self.history: list[dict[str, float]] = []
+        self._settings_of_process = contextlib.ExitStack()
         self._loss_sum = torch.zeros(())
         self._val_outputs: list[tuple[Tensor, Tensor]] = []
         self._val_row: dict[str, float] = {}
         self.save_hyperparameters({"config": config.to_dict(), "labels": list(classifier.labels)})
+
+    def on_fit_start(self) -> None:
+        """Say how layers are computed, and how float32 is multiplied, in this process."""
+        self.classifier.beats.encoder.recomputes_layers = (
+            self.config.training.gradient_checkpointing
+        )
+        is_float32 = self.trainer.precision == "32-true" and self.device.type == "cpu"
+        self._settings_of_process.enter_context(fast_float32_products(is_float32))
+
+    def restore_settings(self) -> None:
+        """Undo what training has set for the network and the process, however it has ended."""
+        self.classifier.beats.encoder.recomputes_layers = False
+        self._settings_of_process.close()
 
     def on_train_epoch_start(self) -> None:
         """Seed the epoch, and forget the last one's loss."""

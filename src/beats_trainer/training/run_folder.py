@@ -57,7 +57,15 @@ _PATHS = (
 _DATA_SETTINGS = ("folds", "batch_size", "max_duration_s")
 """Of how clips are used. The others say how they are found and divided."""
 
-_FREE_SETTINGS = ("device", "gpus", "loggers", "log_every_n_steps", "save_top_k", "num_classes")
+_FREE_SETTINGS = (
+    "device",
+    "gpus",
+    "gradient_checkpointing",
+    "log_every_n_steps",
+    "loggers",
+    "num_classes",
+    "save_top_k",
+)
 """Settings that a resumed run may change: what it learns does not depend on them."""
 
 _CHECKPOINT_FOLDER = "checkpoints"
