@@ -57,7 +57,7 @@ def run(source: str, mode: str, output: str) -> None:
     import torch
 
     from beats_trainer import BEATsFeatureExtractor, BEATsForAudioClassification, BEATsModel
-    from beats_trainer.model import Architecture
+    from beats_trainer.model import Architecture, ClassifierHead
 
     torch.manual_seed(0)
     tiny = Architecture(
@@ -71,9 +71,9 @@ def run(source: str, mode: str, output: str) -> None:
     if mode == "detect":
         from beats_trainer import BEATsPredictor
 
-        classifier = BEATsForAudioClassification(
-            BEATsModel(tiny), [f"class {i}" for i in range(20)]
-        )
+        labels = [f"class {index}" for index in range(20)]
+        head = ClassifierHead(tiny.encoder_embed_dim, len(labels))
+        classifier = BEATsForAudioClassification(BEATsModel(tiny), head, labels)
         predictor = BEATsPredictor(classifier, device="cpu")
         rows = len(predictor.detect(source, output, progress=False).events)
     else:

@@ -6,8 +6,8 @@ ESC10_FOLDER holds ``audio/CLASS/FOLD-SOURCE-TAKE.ogg``. All through the public 
 
 1. Sounds of folds 1 to 4 are planted in pink noise, densely, with a table of when each is heard. A small network
    is trained on these soundscapes from scratch; one fold, drawn by the seed, is its validation part.
-2. An hour with 20 sounds of that fold is searched, and what makes events of scores is chosen on it: most F1,
-   and of equals the smallest median errors of time.
+2. An hour with 20 sounds of that fold is searched, and what makes events of scores is chosen on it: the best F1
+   that counts an event as right only if its start and end are within a hop, then the best F1.
 3. An hour with 20 sounds of fold 5, which nothing has learned or chosen from, is searched with what was chosen.
    Other rules and hops are there to compare, not to choose from.
 
@@ -16,8 +16,10 @@ A sound is the stretch of a clip with the most energy, without pauses above ``MA
 planted event of its class, one to one, pairs that overlap longest first; all else are false alarms and misses.
 Errors of start and end are detected minus planted, over the right ones.
 
-The classes are the five that a first model of all ten told apart best, by average precision on its validation
-fold (``--classes all`` takes the ten).
+The classes are the three of ten that are told apart best on folds 1 to 4, each fold by statistics of the log-mel
+bands, with logistic regression and a random forest fitted on the three others: 99 % of their clips are right.
+``--classes all`` takes the ten, of which a network trained from scratch on so few clips mistakes every seventh
+(docs/results.md).
 """
 
 import argparse
@@ -41,7 +43,7 @@ NOISE_RMS = 0.004
 SNR_DB = (15.0, 25.0)
 FRAME_S, FLOOR_DB, MAX_PAUSE_S = 0.02, 15.0, 1.0
 NUM_EVENTS = 20
-CLASSES = ("clock_tick", "crackling_fire", "dog", "rain", "rooster")
+CLASSES = ("chainsaw", "rain", "sneezing")
 
 
 @dataclass
@@ -206,6 +208,12 @@ def measure(planted: pd.DataFrame, found: pd.DataFrame, hop_s: float) -> dict[st
         name: found[column].to_numpy()[hits] - planted[column].to_numpy()[rows]
         for name, column in (("onset", "start_time"), ("offset", "end_time"))
     }
+    if pairs:
+        worst = np.maximum(*(np.abs(error) for error in errors.values()))
+        is_timely = worst <= hop_s + 1e-6
+    else:
+        is_timely = np.zeros(0, dtype=bool)
+    result["timely_f1"] = 2 * int(is_timely.sum()) / (len(found) + len(planted))
     for name, error in errors.items():
         size = np.abs(error) if len(error) else np.array([np.nan])
         result |= {
@@ -220,17 +228,18 @@ def measure(planted: pd.DataFrame, found: pd.DataFrame, hop_s: float) -> dict[st
 def rules_to_try() -> list[dict[str, Any]]:
     """Every way of making events that is compared on the validation hour."""
     return [
-        {"combine": combine, "thresholds": threshold, "release": release, "merge_gap_s": gap_s}
+        {"combine": combine, "thresholds": threshold, "release": release}
         for combine in ("mean", "lowest")
         for threshold in (None, 0.3, 0.5, 0.7)
         for release in (1.0, 0.5)
-        for gap_s in (0.0, 1.5)
     ]
 
 
 def show(title: str, results: list[dict[str, Any]]) -> None:
     print(f"\n{title}")
-    print(pd.DataFrame(results).round(3).to_string(index=False))
+    table = pd.DataFrame(results).round(3).astype({"thresholds": object})
+    table["thresholds"] = ["model's" if pd.isna(value) else value for value in table["thresholds"]]
+    print(table.to_string(index=False))
 
 
 def main() -> None:
@@ -278,12 +287,12 @@ def run(arguments: argparse.Namespace, scratch: Path) -> None:
     began_s = time.perf_counter()
     tried = [search("validation", hop_s, rules) for rules in rules_to_try()]
     detection_s = time.perf_counter() - began_s
-    best = max(tried, key=lambda row: (row["f1"], -row["onset_median_s"] - row["offset_median_s"]))
+    best = max(tried, key=lambda row: (row["timely_f1"], row["f1"]))
     chosen = {name: best[name] for name in rules_to_try()[0]}
     formats = ["csv", "raven", "audacity"]
     final = search("test", hop_s, chosen, formats=formats, num_clips=NUM_EVENTS)
     compared = [search("test", hop_s, rules) for rules in rules_to_try()]
-    plain = {"thresholds": None, "release": 1.0, "merge_gap_s": 0.0}
+    plain = {"thresholds": None, "release": 1.0}
     hops = [
         search("test", arguments.window / parts, {"combine": combine} | plain)
         for parts in (1, 2, 4, 8)

@@ -15,10 +15,10 @@ from beats_trainer import (
     BEATsModel,
     BEATsPredictor,
 )
-from beats_trainer.detection import EventRules, find_events, read_detections
+from beats_trainer.detection import EventRules, find_events, read_detections, write_detections
 from beats_trainer.detection.tables import FORMATS, RAVEN_COLUMNS, STANDARD_NAMES
 from beats_trainer.embeddings import open_store
-from beats_trainer.errors import AudioError, StoreMismatchError
+from beats_trainer.errors import AudioError, StoreInUseError, StoreMismatchError
 from beats_trainer.loading import Clip
 from beats_trainer.model import ClassifierHead
 from checkpoint_files import tiny_architecture
@@ -251,6 +251,49 @@ def test_recordings_of_earlier_runs_stay_in_the_tables_and_are_told(
     assert "holds 2 recordings besides these" in caplog.text
 
 
+def test_a_recording_is_the_same_however_its_path_is_written(
+    predictor, recordings, tmp_path, passes, monkeypatch, caplog
+):
+    out = tmp_path / "out"
+    monkeypatch.chdir(tmp_path)
+    first = predictor.detect("recordings", out, thresholds=0.45, **WINDOWS)
+    num_clips = passes.num_clips
+    caplog.set_level("INFO")
+
+    second = predictor.detect(recordings, out, thresholds=0.45, num_clips=1, **WINDOWS)
+
+    assert_same_events(second.events, first.events[EVENT_COLUMNS])
+    assert second.num_recordings == 3
+    assert passes.num_clips == num_clips
+    assert "besides these" not in caplog.text
+    elsewhere = write_recording(tmp_path / "elsewhere" / "recordings" / "toad.wav", 7, 4.0)
+    monkeypatch.chdir(
+        elsewhere.parents[1]
+    )  # the same relative name is told apart by an absolute one
+    third = predictor.detect(elsewhere, out, thresholds=0.45, **WINDOWS)
+    assert third.num_recordings == 4
+    assert len(third.events) > len(first.events)
+
+
+def test_another_run_is_refused_until_the_tables_are_written(
+    predictor, recordings, tmp_path, monkeypatch
+):
+    out = tmp_path / "out"
+    refused = []
+
+    def write_meanwhile(*given, **options):
+        with pytest.raises(StoreInUseError) as error:
+            predictor.detect(recordings, out, thresholds=0.9, **WINDOWS)
+        refused.append(error)
+        return write_detections(*given, **options)
+
+    monkeypatch.setattr("beats_trainer.detection.outputs.write_detections", write_meanwhile)
+
+    predictor.detect(recordings, out, thresholds=0.45, **WINDOWS)
+
+    assert len(refused) == 1
+
+
 def test_new_recordings_are_added_and_only_they_are_computed(
     predictor, recordings, tmp_path, passes
 ):
@@ -465,6 +508,44 @@ def test_clips_that_somebody_has_judged_are_not_written_over(predictor, recordin
     predictor.detect(recordings, out, thresholds=0.45, **WINDOWS)  # tables alone
 
 
+def test_clips_for_review_are_no_recordings_of_the_next_run(
+    predictor, recordings, tmp_path, caplog
+):
+    out = recordings / "out"
+    options = {"thresholds": 0.45, "num_clips": 2, **WINDOWS}
+    first = predictor.detect(recordings, out, **options)
+    (out / "clips").rename(out / "judged")  # what to do to keep verdicts
+    caplog.set_level("INFO")
+
+    second = predictor.detect(recordings, out, **options)
+
+    assert_same_events(second.events, first.events[EVENT_COLUMNS])
+    assert second.num_recordings == 3
+    num_clips = len(list((out / "judged").rglob("*.wav")))
+    assert f"{num_clips} clips in {out}" in caplog.text
+    with pytest.raises(AudioError, match="choose another output"):
+        predictor.detect(out / "judged", out, **options)
+    other = predictor.detect(out / "judged", tmp_path / "other", thresholds=0.45, **WINDOWS)
+    assert other.num_recordings == num_clips
+
+
+def test_clips_of_an_earlier_threshold_do_not_stay_among_the_new_ones(
+    predictor, recordings, tmp_path
+):
+    clips = tmp_path / "out" / "clips"
+    predictor.detect(recordings, tmp_path / "out", thresholds=0.45, num_clips=9, **WINDOWS)
+    before = set(clips.rglob("*.wav"))
+    own = clips / "my notes.wav"
+    own.write_bytes(b"")
+
+    predictor.detect(recordings, tmp_path / "out", thresholds=0.9, num_clips=1, **WINDOWS)
+
+    after = {clips / name for name in pd.read_csv(clips / "clips.csv")["clip"]}
+    assert after
+    assert len(after) < len(before)
+    assert set(clips.rglob("*.wav")) == after | {own}
+
+
 def test_parts_of_files_have_events_there_only(predictor, recordings, tmp_path):
     file = str(recordings / "toad.wav")
     table = tmp_path / "parts.csv"
@@ -626,7 +707,7 @@ def test_scores_are_stored_as_asked(predictor, recordings, tmp_path, dtype):
         ({"convert_to": "UTC"}, ValueError, "timezone="),
         ({"thresholds": {"wrem": 0.5}}, ValueError, "mean 'wren'"),
         ({"thresholds": 1.5}, ValueError, "from 0 to 1"),
-        ({"labels": ["wrem"]}, ValueError, "mean 'wren'"),
+        ({"labels": ["wrem"]}, ValueError, "look for 'wrem'.*mean 'wren'"),
         ({"labels": []}, ValueError, "labels"),
         ({"release": 0.0}, ValueError, "release"),
         ({"merge_gap_s": -1.0}, ValueError, "merge_gap_s"),

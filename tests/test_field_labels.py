@@ -178,12 +178,6 @@ def test_training_learns_from_selection_tables_and_windows_of_a_recording_stay_t
     assert BEATsForAudioClassification.from_pretrained(result.best_checkpoint).window_s == 1.0
 
 
-def test_a_model_of_annotated_recordings_says_what_windows_it_was_trained_on(base, tmp_path):
-    result = annotated(base, tmp_path, hop_s=0.5).train(verbose=False, progress=False)
-
-    assert BEATsForAudioClassification.from_pretrained(result.best_checkpoint).window_s == 1.0
-
-
 def test_recordings_in_which_nothing_is_heard_are_not_all_that_is_validated_on(base, tmp_path):
     splits = annotated(base, tmp_path, silent=(0, 1)).splits
 

@@ -10,6 +10,7 @@ import torch
 
 from beats_trainer import BEATsForAudioClassification, BEATsPredictor
 from beats_trainer.audio import load_audio
+from beats_trainer.cli import main
 from beats_trainer.errors import AudioError, CheckpointError
 from beats_trainer.model import AttentivePooling, BEATs, ClassifierHead
 from beats_trainer.reports import fit_thresholds
@@ -209,6 +210,19 @@ def test_classes_that_are_called_like_columns_have_columns_of_their_own(files, t
     assert table["detected"][0] == "wren"
     assert pd.isna(table["detected"][1])
     assert predictor.score_columns[-1] == "wren"
+
+
+def test_classes_that_are_called_like_columns_are_shown_with_their_own_scores(
+    files, tmp_path, capsys
+):
+    predictor = fixed_predictor([0.9, 0.2, 0.6], ["wren", "label_2", "robin"])
+    model = predictor.model.save_pretrained(tmp_path / "model")
+
+    code = main(["predict", str(model), str(files[0]), "--top", "3", "--device", "cpu"])
+
+    assert code == 0
+    rows = [line.split()[-3:-1] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert rows == [["wren", "0.900"], ["robin", "0.600"], ["label_2", "0.200"]]
 
 
 def test_thresholds_fitted_on_scores_detect_what_they_were_fitted_to(predictor, files):

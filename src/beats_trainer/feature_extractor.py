@@ -23,6 +23,7 @@ from beats_trainer.checkpoints import BEATsModel
 from beats_trainer.checkpoints.registry import DEFAULT_MODEL
 from beats_trainer.constants import SAMPLE_RATE
 from beats_trainer.embeddings import EmbeddingStore, open_store
+from beats_trainer.embeddings.batch_size import BatchSize, check_batch_size
 from beats_trainer.embeddings.encode import (
     DEFAULT_WINDOW_S,
     ClipInput,
@@ -82,7 +83,8 @@ class BEATsFeatureExtractor:
         pooling: ``"mean"``, ``"max"``, ``"first"`` (also ``"cls"``: but BEATs has no class token),
             ``"last"``, or ``"none"`` for every token.
         precision: ``"auto"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``.
-        batch_size: Most clips in a batch.
+        batch_size: Most clips in a batch; ``None`` or ``"auto"`` chooses by the device, its free memory and the
+            network, in tokens: many short clips, few long ones.
         window_s: Seconds that are encoded at once.
         num_threads: Threads that decode ahead of the network; ``None`` chooses.
 
@@ -104,14 +106,14 @@ class BEATsFeatureExtractor:
         pooling: str = "mean",
         *,
         precision: str = "auto",
-        batch_size: int = 16,
+        batch_size: BatchSize = None,
         window_s: float = DEFAULT_WINDOW_S,
         num_threads: int | None = None,
     ) -> None:
         self.pooling = check_pooling(pooling)
         self.device = resolve_device(device)
         self.precision = precision
-        self.batch_size = batch_size
+        self.batch_size = check_batch_size(batch_size)
         self.window_s = window_s
         self.num_threads = num_threads
         if isinstance(model_path, BEATsModel):
@@ -390,7 +392,7 @@ class BEATsFeatureExtractor:
             inputs: Files, folders, patterns, tables, DataFrames, `Clip`, URLs, or ``"-"``: all that
                 ``beats_trainer.loading.find_clips`` takes.
             output: A folder for the store; or a file ending in ``.parquet``, which is there as a whole once
-                all is done, and is begun anew the next time.
+                all is done, and is begun anew the next time. A file that no run wrote is not replaced.
             window_s: Seconds of a window; ``None`` embeds each clip as one. Per time step, ``None``
                 means the extractor's ``window_s``.
             hop_s: Seconds between the starts of two windows; ``None`` means no overlap.
@@ -404,7 +406,7 @@ class BEATsFeatureExtractor:
             on_error: ``"skip"`` what cannot be read and list it in ``errors.csv``, or ``"raise"``.
             retry_failed: Do files anew of which a part could not be read. Those that could not be read at
                 all are tried again anyway.
-            overwrite: Begin anew, where the output holds a store already.
+            overwrite: Begin anew, where the output holds a store already; replace a file of any kind.
             rows_per_shard: Rows that are written at a time; at most these are computed again after a kill.
             progress: Show a progress bar; ``None`` shows one on a terminal.
 
@@ -413,15 +415,26 @@ class BEATsFeatureExtractor:
 
         Raises:
             StoreMismatchError: If the output holds rows that were made in another way.
+            StoreError: If it holds something else than rows.
             StoreInUseError: If another run writes to the output.
             AudioError: If a file cannot be read and ``on_error`` is ``"raise"``, or an input has no audio.
-            ValueError: If a window or hop is not positive, pooling is ``"none"``, or a layer is not there.
+            ValueError: If a window, hop or size is not positive, pooling is ``"none"``, or a layer is not
+                there.
             OSError: If the output cannot be written.
+
+        Example:
+            >>> store = extractor.embed_to("recordings/", "out", 5.0, 2.5)  # doctest: +SKIP
+            >>> store.to_numpy().shape, store.failures  # doctest: +SKIP
         """
         if self.pooling == "none":
             raise ValueError("A store holds one embedding per row: choose a pooling but 'none'.")
         if on_error not in ("raise", "skip"):
             raise ValueError(f"on_error must be 'raise' or 'skip', not {on_error!r}.")
+        if (batch_size is not None and batch_size < 1) or rows_per_shard < 1:
+            raise ValueError(
+                "batch_size and rows_per_shard must be at least 1, not "
+                f"{batch_size} and {rows_per_shard}."
+            )
         encoder = Encoder(
             self.model,
             self.pooling,

@@ -26,7 +26,8 @@ from beats_trainer.datasets.labels import nearest_name
 from beats_trainer.detection.averaging import Combination
 from beats_trainer.detection.events import EventRules
 from beats_trainer.detection.outputs import Detections, OutputOptions, make_outputs
-from beats_trainer.detector import SCORES, RunOptions, find_stored_events, store_scores
+from beats_trainer.detector import SCORES, RunOptions, find_stored_events, scored, without_exports
+from beats_trainer.embeddings.batch_size import BatchSize, check_batch_size
 from beats_trainer.embeddings.encode import DEFAULT_WINDOW_S, ClipInput, encode_clips
 from beats_trainer.embeddings.encoder import Encoder
 from beats_trainer.embeddings.parquet import Dtype
@@ -64,7 +65,8 @@ class BEATsPredictor:
             hub repository ``"owner/name"``, or a loaded `BEATsForAudioClassification`.
         device: ``"cpu"``, ``"cuda"``, ``"mps"``; ``None`` or ``"auto"`` takes the fastest there is.
         precision: ``"auto"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``.
-        batch_size: Most clips in a batch.
+        batch_size: Most clips in a batch; ``None`` or ``"auto"`` chooses by the device, its free memory and the
+            network, in tokens: many short clips, few long ones.
         window_s: Seconds that are encoded at once; longer recordings are pooled over windows.
         num_threads: Threads that decode ahead; ``None`` chooses.
 
@@ -85,7 +87,7 @@ class BEATsPredictor:
         device: str | torch.device | None = None,
         *,
         precision: str = "auto",
-        batch_size: int = 16,
+        batch_size: BatchSize = None,
         window_s: float = DEFAULT_WINDOW_S,
         num_threads: int | None = None,
     ) -> None:
@@ -94,7 +96,7 @@ class BEATsPredictor:
             model = BEATsForAudioClassification.from_pretrained(model)
         self.model = model.to(self.device).eval()
         self.precision = precision
-        self.batch_size = batch_size
+        self.batch_size = check_batch_size(batch_size)
         self.window_s = window_s
         self.num_threads = num_threads
 
@@ -339,18 +341,22 @@ class BEATsPredictor:
         encoder = self._encoder(per_step)
         windowing = self._detection_windows(window_s, hop_s, encoder, per_step)
         clips = find_clips(recordings)
+        if output is not None:
+            clips = without_exports(clips, Path(output))
         with contextlib.ExitStack() as stack:
             folder = (
                 stack.enter_context(tempfile.TemporaryDirectory()) if output is None else output
             )
-            store = store_scores(
-                encoder,
-                clips,
-                Path(folder, SCORES),
-                windowing,
-                self._score,
-                self._recipe(encoder, windowing, per_step),
-                options,
+            store, clips = stack.enter_context(
+                scored(
+                    encoder,
+                    clips,
+                    Path(folder, SCORES),
+                    windowing,
+                    self._score,
+                    self._recipe(encoder, windowing, per_step),
+                    options,
+                )
             )
             paths = {printable_name(clip.file): clip.file for clip in clips}
             parts = store.parts
@@ -433,21 +439,14 @@ class BEATsPredictor:
         wanted = [labels] if isinstance(labels, str) else list(labels)
         if not wanted:
             raise ValueError("labels names no class: pass None to look for all.")
-        self._limits(dict.fromkeys(wanted, 0.5))  # refuses a class that the model does not have
+        self._check_labels(wanted)
         return np.where([label in wanted for label in self.labels], limits, np.inf)
 
     def _limits(self, given: Thresholds | None) -> NDArray[np.float64]:
         """The threshold of each class, shape ``(C,)``."""
         limits = self.thresholds
         if isinstance(given, Mapping):
-            unknown = [label for label in given if label not in limits]
-            if unknown:
-                known = f"{', '.join(self.labels[:10])}{', ...' if len(self.labels) > 10 else ''}"
-                raise ValueError(
-                    f"There is a threshold for {unknown[0]!r}, which is none of the model's "
-                    f"{len(self.labels)} classes: {known}."
-                    f"{nearest_name(str(unknown[0]), self.labels)}"
-                )
+            self._check_labels(given, "There is a threshold for ")
             limits |= given
         elif given is not None:
             limits = dict.fromkeys(limits, given)
@@ -457,6 +456,15 @@ class BEATsPredictor:
                     f"A threshold is a score from 0 to 1, not {limit!r} (of the class {label!r})."
                 )
         return np.array(list(limits.values()), np.float64)
+
+    def _check_labels(self, given: Iterable[str], problem: str = "Asked to look for ") -> None:
+        unknown = [label for label in given if label not in self.labels]
+        if unknown:
+            known = f"{', '.join(self.labels[:10])}{', ...' if len(self.labels) > 10 else ''}"
+            raise ValueError(
+                f"{problem}{unknown[0]!r}, which is none of the model's {len(self.labels)} classes: "
+                f"{known}.{nearest_name(str(unknown[0]), self.labels)}"
+            )
 
     def _encoder(self, per_step: bool = False) -> Encoder:
         return Encoder(

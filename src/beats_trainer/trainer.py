@@ -828,7 +828,7 @@ class BEATsTrainer:
         checkpoint_path: PathLike | None = None,
         pooling: str = "mean",
         normalize: bool = False,
-        batch_size: int = 16,
+        batch_size: int | None = None,
         layer: int = -1,
         *,
         progress: bool | None = None,
@@ -840,7 +840,7 @@ class BEATsTrainer:
             checkpoint_path: Another model to embed with.
             pooling: ``"mean"``, ``"max"``, ``"first"``, ``"last"``, or ``"none"`` for every token.
             normalize: Scale each embedding to unit length.
-            batch_size: Most clips in a batch.
+            batch_size: Most clips in a batch; ``None`` chooses.
             layer: 0 (the first layer's input) to L, negative from the end.
             progress: Show a progress bar; ``None`` shows one on a terminal.
 

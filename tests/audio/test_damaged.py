@@ -133,6 +133,27 @@ def test_a_wav_without_samples_is_refused(tmp_path):
         load_audio(tmp_path / "a.wav")
 
 
+def test_zeros_behind_a_header_are_not_searched_for_sound(tmp_path):
+    path = tmp_path / "lost.wav"
+    with path.open("wb") as file:
+        file.write(b"RIFF\xff\xff\xff\x7fWAVE")
+        file.truncate(2**40)  # takes no room; to look at all of it takes days
+
+    with pytest.raises(AudioError, match="zeros and no sound"):
+        probe_audio(path)
+
+
+def test_samples_of_64_bits_are_refused_by_name(tmp_path):
+    samples = (tone(0.1).astype(np.float64) * 2**62).astype("<i8").tobytes()
+    layout = struct.pack("<IHHIIHH", 16, 1, 1, 16_000, 128_000, 8, 64)
+    content = b"WAVEfmt " + layout + b"data" + struct.pack("<I", len(samples)) + samples
+    path = tmp_path / "wide.wav"
+    path.write_bytes(b"RIFF" + struct.pack("<I", len(content)) + content)
+
+    with pytest.raises(AudioError, match=r"wide\.wav.*s64"):
+        load_audio(path)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_samples_that_are_not_numbers_are_refused_with_their_place(tmp_path, value):
     samples = tone()

@@ -101,6 +101,7 @@ def test_embed_skips_an_unreadable_file_and_says_why_in_errors_csv(half_broken, 
     [
         (["--hop", "1"], 2, "--hop needs --window"),
         (["--window", "0"], 1, "window"),
+        (["--window", "inf", "--model", "no_model.pt"], 1, "finite"),  # before a model is loaded
         (["--layer", "99"], 1, "There is no layer 99"),
         (["--device", "gpu"], 1, "Unknown device 'gpu'"),
     ],

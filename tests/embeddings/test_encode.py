@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from beats_trainer.embeddings import encoder, pieces
+from beats_trainer.embeddings import batch_size as batch_sizes
+from beats_trainer.embeddings import pieces
 from beats_trainer.embeddings.encode import check_layer, check_pooling, encode_clips
 from beats_trainer.errors import AudioError, BEATsTrainerError
 from beats_trainer.loading import Clip
@@ -235,7 +236,9 @@ def test_values_that_are_not_finite_are_an_error_and_no_embedding(network):
 
 
 def test_big_batches_are_cut_to_fit_the_memory_of_attention(network, monkeypatch):
-    monkeypatch.setattr(encoder, "_ATTENTION_BYTES", 4 * 4 * 120**2 * 2)  # two clips of 15 steps
+    monkeypatch.setattr(
+        batch_sizes, "_ATTENTION_BYTES", 4 * 4 * 120**2 * 2
+    )  # two clips of 15 steps
     sizes = []
     forward = BEATs.forward
 
@@ -273,6 +276,7 @@ def test_reduced_precision_is_reported_and_close(network):
         ({"on_error": "ignore"}, "'raise' or 'skip'"),
         ({"precision": "int8"}, "Unknown precision"),
         ({"window_s": 0.1}, "window_s must be"),
+        ({"window_s": float("inf")}, "window_s must be a finite"),
     ],
 )
 def test_unknown_options_are_refused_before_anything_is_read(network, options, message):

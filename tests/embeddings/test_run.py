@@ -6,16 +6,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pandas as pd
 import pytest
 import soundfile
 
 from beats_trainer import BEATsFeatureExtractor
+from beats_trainer.audio import remote
 from beats_trainer.embeddings import open_store, pieces, run, windowed
+from beats_trainer.embeddings.encoder import Encoder
 from beats_trainer.embeddings.store import EmbeddingStore
 from beats_trainer.embeddings.store_writer import StoreWriter
-from beats_trainer.errors import AudioError, AudioNotFoundError, StoreMismatchError
+from beats_trainer.embeddings.windows import Windowing
+from beats_trainer.errors import AudioError, AudioNotFoundError, StoreError, StoreMismatchError
 from beats_trainer.loading import Clip, plan_windows
 from checkpoint_files import tiny_architecture, write_microsoft_checkpoint
 from sounds import tone, write_tone
@@ -217,6 +221,14 @@ def test_inputs_that_mean_nothing_are_an_error_and_no_empty_store(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("sizes", [{"batch_size": 0}, {"batch_size": -1}, {"rows_per_shard": 0}])
+def test_sizes_below_one_are_refused_before_anything_is_made(extractor, folder, tmp_path, sizes):
+    with pytest.raises(ValueError, match="must be at least 1"):
+        embed(extractor, folder, tmp_path / "out", **sizes)
+
+    assert not (tmp_path / "out").exists()
+
+
 def test_shards_are_written_on_the_way_and_hold_no_more_than_was_asked(
     extractor, folder, tmp_path, monkeypatch, network
 ):
@@ -275,7 +287,7 @@ def test_stopped_again_and_again_it_gets_on_by_a_shard_each_time(
 
     while True:
         network.reset()
-        network.interrupt_before_batch(2)  # a shard is two batches
+        network.interrupt_before_batch(4)  # a shard is two to four batches
         try:
             embed(extractor, folder, out)
             break
@@ -440,6 +452,23 @@ def test_a_file_that_failed_is_tried_again_and_may_succeed(extractor, folder, tm
     assert times["b.wav"] == times["y.wav"]
     assert network.num_windows == len(times["b.wav"])
     assert failed_files(store.path) == ["z.wav"]
+
+
+def test_a_file_that_failed_and_is_gone_is_listed_until_nobody_asks_for_it(
+    extractor, folder, tmp_path
+):
+    embed(extractor, folder, tmp_path / "out")
+    rows = rows_of(tmp_path / "out")
+    (folder / "b.wav").unlink()
+
+    embed(extractor, [folder, folder / "b.wav"], tmp_path / "out")
+    assert failed_files(tmp_path / "out") == ["b.wav", "z.wav"]
+    embed(extractor, folder, tmp_path / "out")
+    assert failed_files(tmp_path / "out") == ["z.wav"]
+    embed(extractor, folder / "deeper", tmp_path / "out")  # z.wav is still there
+
+    assert failed_files(tmp_path / "out") == ["z.wav"]
+    assert rows_of(tmp_path / "out") == rows
 
 
 def test_a_file_that_was_away_and_comes_back_keeps_its_rows(extractor, folder, tmp_path, network):
@@ -619,8 +648,9 @@ def test_one_file_is_completed_after_an_interruption(
     extractor, folder, tmp_path, monkeypatch, network, moment
 ):
     out = tmp_path / "new" / "one.parquet"
-    out.parent.mkdir()
-    out.write_bytes(b"of an earlier run")
+    embed(extractor, folder / "y.wav", out)
+    of_an_earlier_run = out.read_bytes()
+    network.reset()
 
     def interrupt(*_, **__):
         raise KeyboardInterrupt
@@ -648,7 +678,7 @@ def test_one_file_is_completed_after_an_interruption(
         with pytest.raises(KeyboardInterrupt):
             embed(extractor, folder, out)
     if moment != "after it":
-        assert out.read_bytes() == b"of an earlier run"
+        assert out.read_bytes() == of_an_earlier_run
     network.reset()
 
     embed(extractor, folder, out)
@@ -695,3 +725,72 @@ def test_a_store_can_be_moved_with_its_folder(extractor, folder, tmp_path, netwo
     store = embed(extractor, folder, tmp_path / "elsewhere")
 
     assert rows_of(store.path) == rows_of(embed(extractor, folder, tmp_path / "fresh").path)
+
+
+def test_a_file_that_no_run_wrote_is_not_replaced_by_one(extractor, folder, tmp_path):
+    output = tmp_path / "clips.parquet"
+    pd.DataFrame({"file": [str(folder / "a.wav")]}).to_parquet(output)
+    before = state_of(tmp_path)
+
+    with pytest.raises(StoreError, match=r"clips\.parquet is there already.*overwrite"):
+        embed(extractor, output, output)
+    assert state_of(tmp_path) == before
+
+    assert len(embed(extractor, output, output, overwrite=True)) == 1
+    assert len(embed(extractor, folder / "y.wav", output)) == 3  # one that a run wrote
+
+
+# ---------------------------------------------------------------- recordings behind URLs
+
+
+@pytest.fixture
+def fetches(monkeypatch):
+    """Puts recordings into fsspec's memory; then the places that are fetched, as they are fetched."""
+    system = fsspec.filesystem("memory")
+    places = []
+    get_file = type(system).get_file
+
+    def counted(self, place, *args, **kwargs):
+        places.append(place)
+        return get_file(self, place, *args, **kwargs)
+
+    monkeypatch.setattr(type(system), "get_file", counted)
+    remote._copies.remove_all()
+    yield places
+    system.store.clear()
+    remote._copies.remove_all()
+
+
+def put_tones(tmp_path, number, seconds):
+    content = write_tone(tmp_path / "source.wav", seconds).read_bytes()
+    for index in range(number):
+        fsspec.filesystem("memory").pipe_file(f"/{index}.wav", content)
+    return [f"memory://{index}.wav" for index in range(number)]
+
+
+def test_each_url_is_fetched_once_though_it_is_planned_long_before_it_is_read(
+    extractor, tmp_path, fetches
+):
+    urls = put_tones(tmp_path, 40, seconds=0.3)
+
+    store = embed(extractor, urls, tmp_path / "out", window_s=None, hop_s=None)
+
+    assert store.files == urls
+    assert len(fetches) == 40
+
+
+def test_few_urls_are_fetched_before_their_windows_are_wanted(checkpoint, tmp_path, fetches):
+    urls = put_tones(tmp_path, 60, seconds=4.0)
+    extractor = BEATsFeatureExtractor(checkpoint, "cpu")
+    stream = windowed.encode_windows(
+        Encoder(extractor.model, precision="float32"),
+        [(Clip(url), 0) for url in urls],
+        Windowing(0.2, 0.1),
+        batch_size=1,
+        num_threads=2,
+    )
+
+    next(stream)
+    stream.close()
+
+    assert len(fetches) < 20

@@ -425,7 +425,8 @@ def test_a_changed_file_is_told_from_an_unchanged_one(tmp_path):
 
     assert FileState.of(file) != before
     assert FileState.of(tmp_path / "a\0.wav") is None
-    assert FileState.of("s3://bucket/a.wav") == FileState.of("s3://bucket/b.wav")
+    of_url = FileState.of("s3://bucket/a.wav")
+    assert of_url == FileState.of("zip://a.wav::s3://bucket/b.zip") == FileState(0, 0)
 
 
 # ---------------------------------------------------------------- disks that fail

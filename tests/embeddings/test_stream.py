@@ -263,3 +263,30 @@ def test_a_recording_read_in_turns_that_vanishes_fails_window_by_window(
     assert not failed[0]  # read before turns were needed
     assert failed[-1]
     assert len(failed) == 27
+
+
+def test_an_unforeseen_error_in_a_recording_read_in_turns_is_raised_and_no_thread_waits_for_ever(
+    network, tmp_path, monkeypatch
+):
+    file = write_encoded(tmp_path / "a.mp3", tone(12.0), 16_000, "libmp3lame")
+    apart = [Clip(str(file), float(second), 0.5) for second in range(12)]  # several to a bundle
+
+    class Failing(pieces.AudioReader):
+        def read(self, start_s=0.0, duration_s=None):
+            if start_s == 2.0:
+                raise RuntimeError("not foreseen")
+            return super().read(start_s, duration_s)
+
+    monkeypatch.setattr(pieces, "AudioReader", Failing)
+    raised = []
+
+    def run():
+        with pytest.raises(RuntimeError, match="not foreseen"):
+            stream(network, apart)
+        raised.append(True)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(60)
+
+    assert raised == [True]

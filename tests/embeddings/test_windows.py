@@ -6,6 +6,7 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
+from beats_trainer.audio import load_audio
 from beats_trainer.embeddings.pieces import TokenGrid
 from beats_trainer.embeddings.windows import Windowing, plan_clip, plan_clips
 from beats_trainer.errors import AudioError
@@ -81,6 +82,7 @@ def test_a_window_per_time_step_advances_by_whole_steps(tmp_path):
         ((0.0, None), "must be positive"),
         ((1.0, -1.0), "must be positive"),
         ((float("nan"), None), "must be positive"),
+        ((float("inf"), None), "finite"),
         ((1.0, 2.0), "would be lost"),
         ((1e-9, None), "at least one sample"),
         ((0.1, None, GRID), "at least one time step"),
@@ -91,6 +93,22 @@ def test_a_window_per_time_step_advances_by_whole_steps(tmp_path):
 def test_windows_that_cannot_be_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         Windowing(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("sample_rate", "num_samples", "start_s"), [(32_000, 64_001, 0.0), (44_100, 132_290, 3.37e-05)]
+)
+def test_no_window_is_planned_for_half_a_sample_that_the_reader_does_not_have(
+    tmp_path, sample_rate, num_samples, start_s
+):
+    file = str(tmp_path / "a.wav")
+    soundfile.write(file, np.zeros(num_samples), sample_rate)
+    read = len(load_audio(file, start_s, 60.0))
+
+    plan = plan_clip(Clip(file, start_s), Windowing(read / 16_000))
+
+    assert len(plan) == 1
+    assert len(load_audio(file, plan[0].start_s, plan[0].duration_s)) == read
 
 
 def test_files_whose_length_cannot_be_found_are_listed_or_raised(tmp_path):

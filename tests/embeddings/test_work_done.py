@@ -1,7 +1,9 @@
 """How much work a run does, counted: looks at files, decodes, forward passes, and what goes on side by side."""
 
 import threading
+import weakref
 
+import numpy as np
 import pytest
 import torch
 
@@ -121,6 +123,31 @@ def test_what_comes_next_is_decoded_while_the_network_computes(model, tmp_path, 
     list(encode_stream(Encoder(model, precision="float32"), work, batch_size=2, num_threads=2))
 
     assert was_ahead == [True]
+
+
+def test_sound_that_is_encoded_is_not_kept_until_its_mates_are(model, monkeypatch):
+    alive = set()
+
+    def clips():
+        for index in range(48):
+            waveform = np.zeros(4_000, np.float32)
+            weakref.finalize(waveform, alive.remove, index)
+            alive.add(index)
+            yield Work(waveform)
+
+    encode_batch = Encoder.encode_batch
+    kept = []
+
+    def counted(self, waveforms):
+        kept.append(min(alive))
+        return encode_batch(self, waveforms)
+
+    monkeypatch.setattr(Encoder, "encode_batch", counted)
+
+    list(encode_stream(Encoder(model, precision="float32"), clips(), batch_size=2, num_threads=1))
+
+    # But for what was read in one go, 16 clips, of which the last goes last.
+    assert all(first >= 2 * batch - 16 for batch, first in enumerate(kept))
 
 
 def test_files_that_cannot_be_read_are_given_on_the_way_not_at_the_end(model, tmp_path):

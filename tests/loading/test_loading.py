@@ -48,6 +48,15 @@ def test_windows_that_leave_gaps_or_are_none_are_refused(arguments):
         plan_windows(*arguments)
 
 
+@pytest.mark.parametrize(
+    ("start_s", "duration_s"),
+    [(-1.0, None), (np.nan, None), (np.inf, None), (0.0, 0.0), (0.0, -2.0), (0.0, np.nan)],
+)
+def test_a_clip_that_cannot_be_is_refused_by_its_name(start_s, duration_s):
+    with pytest.raises(ValueError, match=r"both finite; got .* for dawn\.wav"):
+        Clip("dawn.wav", start_s, duration_s)
+
+
 def test_results_come_in_order_though_reads_end_in_another():
     def read(item):
         time.sleep(0.02 if item % 3 == 0 else 0)
@@ -163,7 +172,9 @@ def test_batches_hold_every_clip_once_beside_mates_of_like_length():
     random = np.random.default_rng(0)
     clips = [np.zeros(length, np.float32) for length in random.integers(1, 500, 50)]
 
-    batches = list(length_sorted_batches(enumerate(clips), batch_size=8, pool_batches=3))
+    batches = list(
+        length_sorted_batches(enumerate(clips), batch_size=8, pool_batches=3, most_padding=1.0)
+    )
 
     indices = [index for batch in batches for index, _ in batch]
     assert sorted(indices) == list(range(50))
@@ -195,18 +206,54 @@ def test_a_pool_that_is_long_enough_ends_with_a_full_batch():
     batches = list(length_sorted_batches(((index, minute) for index in range(60)), 8))
 
     assert [len(batch) for batch in batches] == [8, 8, 8, 8, 8, 8, 8, 4]
-    assert [index for batch in batches[:4] for index, _ in batch] == list(range(32))
+    assert [index for batch in batches[:3] for index, _ in batch] == list(range(24))
 
 
 def test_one_long_clip_does_not_make_a_batch_of_long_padding():
     lengths = [16_000 * 60 * 25, *[16_000] * 15]
+    clips = [np.zeros(length, np.float32) for length in lengths]
+
+    batches = list(length_sorted_batches(enumerate(clips), 16))
+    whatever_padding = list(length_sorted_batches(enumerate(clips), 16, most_padding=1.0))
+
+    assert [len(batch) for batch in batches] == [1, 15]
+    assert [len(batch) for batch in whatever_padding] == [2, 14]  # of an hour at most
+    assert sorted(index for batch in batches for index, _ in batch) == list(range(16))
+
+
+@pytest.mark.parametrize("most_padding", [0.0, 0.05, 0.3])
+def test_no_batch_is_padded_more_than_it_may_be(most_padding):
+    lengths = np.random.default_rng(0).integers(1, 500, 200)
+    clips = [np.zeros(length, np.float32) for length in lengths]
+
+    batches = list(length_sorted_batches(enumerate(clips), 16, most_padding=most_padding))
+
+    assert sorted(index for batch in batches for index, _ in batch) == list(range(200))
+    shares = []
+    for batch in batches:
+        sizes = [len(clip) for _, clip in batch]
+        shares.append(1 - sum(sizes) / (max(sizes) * len(sizes)))
+    assert max(shares) <= most_padding + 1e-9
+    assert len(batches) < 200
+    assert most_padding == 0.0 or max(shares) > most_padding / 2  # and it is made use of
+
+
+def test_batches_that_are_counted_by_their_cost_are_large_where_clips_are_short():
+    clips = [np.zeros(length, np.float32) for length in [10] * 40 + [200] * 3 + [900]]
 
     batches = list(
-        length_sorted_batches(((i, np.zeros(n, np.float32)) for i, n in enumerate(lengths)), 16)
+        length_sorted_batches(
+            enumerate(clips), 30, cost_of=lambda samples: 2 * samples, most_cost=1_000
+        )
     )
 
-    assert [len(batch) for batch in batches] == [2, 14]
-    assert sorted(index for batch in batches for index, _ in batch) == list(range(16))
+    assert [[len(clip) for _, clip in batch] for batch in batches] == [
+        [900],  # costs more than a batch may: alone
+        [200, 200],
+        [200],  # and not the short ones, with which it would be padding
+        [10] * 30,  # the number of clips is bounded too
+        [10] * 10,
+    ]
 
 
 def test_a_batch_is_zero_padded_and_knows_its_lengths():

@@ -411,7 +411,15 @@ class _AvDecoder:
             if index is None:  # after a seek, the time stamp tells where we are
                 pts = frame.pts if frame.pts is not None else origin
                 index = round((pts - origin) * stream.time_base * rate)
-            yield index, _as_float(frame)
+            try:
+                block = _as_float(frame)
+            except ValueError as error:  # of PyAV, for 64-bit integers
+                raise AudioError(
+                    self.source.file,
+                    f"its samples have a format that is not read ({frame.format.name}). Save it with "
+                    "samples of 16 to 32 bits.",
+                ) from error
+            yield index, block
             index += frame.samples
 
     def restart(self) -> None:

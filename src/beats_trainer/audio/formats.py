@@ -25,6 +25,10 @@ _logger = logging.getLogger(__name__)
 _PLACEHOLDERS = (0x7FFF_FFFF, 0xFFFF_FFFF)
 """Sizes that a recorder writes when it does not know how long it will run, give or take its header."""
 
+_ZEROS = 0x1_0000
+"""So many zero bytes in the place of a chunk are no gap between two: FFmpeg would go through all that follow,
+eight at a time, for minutes in the gigabytes that a recorder without power leaves behind."""
+
 _ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 _ASF_FILE_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 
@@ -78,6 +82,8 @@ def _find_truncation(stream: BinaryIO, file_size: int, magic: bytes) -> str | No
         return _find_missing_mp4_box(stream, file_size)
     try:
         promise = _find_promise(magic)(stream, file_size)
+    except _NothingWrittenError:
+        return "behind its header there are zeros and no sound: the recorder never wrote it."
     except struct.error:
         return None  # the header itself is cut off: the decoders say so
     if promise is None:
@@ -89,6 +95,10 @@ def _find_truncation(stream: BinaryIO, file_size: int, magic: bytes) -> str | No
         f"its header promises {promise.size:,} bytes of sound and {there:,} are there: the file is cut "
         "off. Copy it again from the source, or save what is left of it with an audio editor."
     )
+
+
+class _NothingWrittenError(Exception):
+    """Zeros stand where a chunk was expected."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +126,8 @@ def _chunks(
     while start + layout.size <= file_size:
         stream.seek(start)
         name, size = layout.unpack(stream.read(layout.size))
+        if not any(name) and stream.read(_ZEROS) == bytes(_ZEROS):
+            raise _NothingWrittenError
         start += layout.size
         size -= layout.size if counted else 0
         yield name, start, size

@@ -2,7 +2,7 @@
 
 URL -> [fsspec, once] -> temporary file, kept for the next part -> decode
 
-The files live as long as the process: the few that were used last, up to some gigabytes.
+The files live as long as the process: those that were used last, up to some gigabytes.
 """
 
 import atexit
@@ -19,32 +19,18 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from beats_trainer.errors import AudioError, AudioNotFoundError
+from beats_trainer.file_names import is_url
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 __all__ = ["LocalCopy", "is_url"]
 
-_MOST_FILES = 16
+_MOST_FILES = 1024
 _MOST_BYTES = 4 * 10**9
-"""What is kept of files that nobody reads now."""
-
-_URL = re.compile(r"[a-z][a-z0-9+.-]+(::[a-z][a-z0-9+.-]+)*://", re.IGNORECASE)
-"""Of two letters at least: one is a drive of Windows."""
+"""What is kept of files that nobody reads now; short ones are looked at some hundred ahead of their turn."""
 
 _SUFFIX = re.compile(r"\.\w{1,8}$", re.ASCII)
-
-
-def is_url(file: str) -> bool:
-    r"""Tell whether a name is a URL, such as ``s3://bucket/a.wav``, and not a path.
-
-    Example:
-        >>> is_url("https://example.org/a.wav"), is_url("zip://a.wav::s3://bucket/b.zip")
-        (True, True)
-        >>> is_url(r"C:\sounds\a.wav"), is_url("2025-05-03T03:13:00.wav")
-        (False, False)
-    """
-    return _URL.match(file) is not None
 
 
 class LocalCopy:

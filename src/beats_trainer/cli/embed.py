@@ -6,7 +6,7 @@ Twin of ``BEATsFeatureExtractor(model).embed_to(inputs, out, window_s, hop_s)``.
 import argparse
 
 from beats_trainer.cli.exit_code import ExitCode
-from beats_trainer.cli.output import check_place, tell_failures
+from beats_trainer.cli.output import check_place, number_of, tell_failures
 from beats_trainer.cli.recordings import (
     add_inference_options,
     add_inputs_argument,
@@ -92,8 +92,12 @@ def run(arguments: argparse.Namespace) -> ExitCode:
 
     clips = find_clips(arguments.inputs)
 
+    from beats_trainer.embeddings.windows import Windowing
     from beats_trainer.feature_extractor import BEATsFeatureExtractor
 
+    Windowing(
+        arguments.window, arguments.hop
+    )  # a wrong one is found before a model is loaded in vain
     extractor = BEATsFeatureExtractor(
         arguments.model,
         arguments.device,
@@ -118,7 +122,7 @@ def run(arguments: argparse.Namespace) -> ExitCode:
     failures = store.failures
     widths = ", ".join(f"{name} ({width})" for name, width in store.columns.items())
     print(
-        f"{len(store):,} rows of {len(store.files):,} files, {widths}, computed in "
+        f"{number_of(len(store), 'row')} of {number_of(len(store.files), 'file')}, {widths}, computed in "
         f"{store.recipe['precision']}: {store.path}"
     )
     if not len(failures):

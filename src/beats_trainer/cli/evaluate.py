@@ -83,7 +83,8 @@ def run(arguments: argparse.Namespace) -> ExitCode:
 
     trainer = BEATsTrainer.load(arguments.model, device=arguments.device)
     trainer.config.training.precision = arguments.precision
-    trainer.config.data.batch_size = arguments.batch_size
+    if arguments.batch_size is not None:
+        trainer.config.data.batch_size = arguments.batch_size
     data = "test" if arguments.data is None else Path(arguments.data)
     scored = trainer.score_clips(data, rows=rows, report=arguments.report, **settings)
     if arguments.json:

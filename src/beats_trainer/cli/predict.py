@@ -112,7 +112,7 @@ def run(arguments: argparse.Namespace) -> ExitCode:
             if output is not None:  # the file has all of them
                 shown = shown.head(max(0, _MOST_SHOWN - num_rows))
             if len(shown):
-                print(_shown(shown, predictor, arguments.top))
+                print(_shown(shown, predictor, arguments.top, arguments.only_top))
             if partial is not None:
                 is_first = not partial.exists()
                 piece.to_csv(partial, mode="a", index=False, header=is_first)
@@ -133,17 +133,16 @@ def run(arguments: argparse.Namespace) -> ExitCode:
     return ExitCode.SOME_FAILED if num_rows else ExitCode.ERROR
 
 
-def _shown(table: "pd.DataFrame", predictor: "BEATsPredictor", top: int) -> str:
+def _shown(table: "pd.DataFrame", predictor: "BEATsPredictor", top: int, has_only_top: bool) -> str:
     """The best labels of each row, a line each, aligned."""
     from beats_trainer.datasets.labels import LABEL_SEPARATOR
 
     places = [name for name in ("file", "start_time", "end_time") if name in table.columns]
-    has_all = "label_2" not in table.columns and predictor.score_columns[0] in table.columns
     rows: list[tuple[object, ...]] = []
     for record in table.to_dict("records"):
         detected = record["detected"]
         heard = {detected, *detected.split(LABEL_SEPARATOR)}  # a single label may hold the sign
-        if has_all:
+        if not has_only_top:
             scores = [(record[c], n) for n, c in enumerate(predictor.score_columns)]
             best = [(predictor.labels[n], score) for score, n in sorted(scores, key=_by_score)][
                 :top

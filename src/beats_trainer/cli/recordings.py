@@ -36,10 +36,10 @@ def add_inference_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--batch-size",
-        type=_at_least_one,
-        default=16,
+        type=_batch_size,
+        default="auto",
         metavar="N",
-        help="most clips in a batch (default: 16)",
+        help="most clips in a batch (default: auto, as many as suit the device and fit its memory)",
     )
 
 
@@ -111,6 +111,10 @@ def read_thresholds(given: Sequence[str]) -> tuple[float | None, dict[str, float
         else:
             of_all = value
     return of_all, of_labels
+
+
+def _batch_size(text: str) -> int | None:
+    return None if text == "auto" else _at_least_one(text)
 
 
 def _at_least_one(text: str) -> int:

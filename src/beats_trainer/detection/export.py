@@ -28,7 +28,7 @@ from beats_trainer.audio.remote import LocalCopy, is_url
 from beats_trainer.errors import AudioError
 from beats_trainer.file_names import printable_name
 
-__all__ = ["CLIP_COLUMNS", "export_clips"]
+__all__ = ["CLIP_COLUMNS", "export_clips", "is_clip_name"]
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +39,7 @@ _NUM_BINS = 10
 _MAX_LABEL_BYTES, _MAX_STEM_BYTES = 60, 80
 """Together with score and times below 200, of the 255 bytes and 260 letters that systems allow."""
 
+_CLIP_NAME = re.compile(r"[01]\.\d{3}_.+_\d+\.\d{3}-\d+\.\d{3}(~[0-9a-f]{8})?\.wav", re.DOTALL)
 _FORBIDDEN = re.compile(r'[<>:"/\\|?*]')
 _RESERVED = re.compile(r"(?:con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(?:\..*)?", re.IGNORECASE)
 
@@ -152,6 +153,16 @@ def export_clips(
             log.warning("%d instead of %d clips of %r: %s", num_written, num_wanted, label, reason)
     _write_csv(root / "clip_errors.csv", _errors_of(failures))
     return _write_csv(root / "clips.csv", pd.DataFrame(clips, columns=list(CLIP_COLUMNS)))
+
+
+def is_clip_name(name: str) -> bool:
+    """Whether a file is called as `export_clips` calls clips, ``SCORE_RECORDING_START-END.wav``.
+
+    Example:
+        >>> is_clip_name("0.930_20240510_043000_1.000-2.000.wav"), is_clip_name("20240510_043000.wav")
+        (True, False)
+    """
+    return _CLIP_NAME.fullmatch(name) is not None
 
 
 def _errors_of(failures: dict[str, str]) -> pd.DataFrame:

@@ -7,14 +7,14 @@ import logging
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import pandas as pd
 
 from beats_trainer.atomic import written_whole
 from beats_trainer.datasets.recording_times import event_times
-from beats_trainer.detection.export import export_clips
+from beats_trainer.detection.export import export_clips, is_clip_name
 from beats_trainer.detection.summary import recorded_hours, summarise
 from beats_trainer.detection.summary_picture import draw_summary
 from beats_trainer.detection.tables import FORMATS, STANDARD_NAMES
@@ -98,10 +98,15 @@ class OutputOptions:
             )
 
 
+def _read_clip_table(table: Path) -> pd.DataFrame:
+    """Read the table of clips, also where a program saved it in another form."""
+    return pd.read_csv(table, sep=None, engine="python", dtype=str, encoding="utf-8-sig")
+
+
 def _has_verdicts(table: Path) -> bool:
-    """Whether somebody worked on the table of clips, also where a program saved it in another form."""
+    """Whether somebody worked on the table of clips."""
     try:
-        rows = pd.read_csv(table, sep=None, engine="python", dtype=str, encoding="utf-8-sig")
+        rows = _read_clip_table(table)
     except ValueError:  # it is no longer what was written
         return True
     return "correct" not in rows.columns or bool(rows["correct"].notna().any())
@@ -176,12 +181,31 @@ def make_outputs(
             # As objects: bytes that are no text are none to pandas' own type of text.
             on_disk = events.assign(file=pd.Series(names, events.index, dtype=object))
             clips = place / _CLIPS
-            export_clips(on_disk, clips, options.num_clips, by=options.clips_by, overwrite=True)
+            earlier = _listed_clips(clips)
+            made = export_clips(
+                on_disk, clips, options.num_clips, by=options.clips_by, overwrite=True
+            )
+            for name in earlier.difference(made["clip"]):
+                (clips / name).unlink(missing_ok=True)
             written["clips"] = [clips / _CLIP_TABLE]
     seconds = parts["end_time"] - parts["start_time"]
     return Detections(
         events, summary, failures, parts["file"].nunique(), float(seconds.sum()), written
     )
+
+
+def _listed_clips(folder: Path) -> set[str]:
+    """Clips that an earlier run exported, of which nobody judged one: see `OutputOptions.check_folder`."""
+    table = folder / _CLIP_TABLE
+    if not table.is_file():
+        return set()
+    names = _read_clip_table(table)["clip"].dropna()
+    paths = {name: PurePosixPath(name).parts for name in names}
+    return {
+        name
+        for name, parts in paths.items()
+        if len(parts) == 2 and parts[0] not in ("..", "/") and is_clip_name(parts[1])
+    }
 
 
 def _warn_of_others(folder: Path, written: Collection[str], has_clips: bool) -> None:

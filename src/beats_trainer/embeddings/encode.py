@@ -12,6 +12,7 @@ Shapes in this file: N inputs, T tokens, D width, L layers.
 import contextlib
 import itertools
 import os
+from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,10 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from beats_trainer.embeddings.batch_size import BatchLimit, BatchSize, check_batch_size
 from beats_trainer.embeddings.encoder import (
     DEFAULT_WINDOW_S,
     POOLINGS,
     Encoder,
+    Encoding,
     Layer,
     Part,
     check_layer,
@@ -32,7 +35,7 @@ from beats_trainer.embeddings.encoder import (
 )
 from beats_trainer.embeddings.pieces import ClipInput, Piece, Work, read_pieces
 from beats_trainer.errors import AudioError
-from beats_trainer.loading import POOL_BATCHES, Clip, length_sorted_batches
+from beats_trainer.loading import Clip, length_sorted_batches
 from beats_trainer.model.beats import BEATs
 from beats_trainer.model.pooling import AttentivePooling
 
@@ -85,7 +88,10 @@ class Encoded:
 
 
 def encode_stream(
-    encoder: Encoder, work: Iterable[Work], batch_size: int = 16, num_threads: int | None = None
+    encoder: Encoder,
+    work: Iterable[Work],
+    batch_size: BatchSize = None,
+    num_threads: int | None = None,
 ) -> Generator[tuple[int, NDArray[np.float32] | AudioError]]:
     """Encode clips one after another, as they come, in bounded memory.
 
@@ -93,7 +99,7 @@ def encode_stream(
         encoder: The network and what is kept of its tokens.
         work: Clips, taken a bounded number ahead. Batches are formed within a group, so that the values of
             a group are the same to the last bit whatever came before it.
-        batch_size: Most pieces in a batch; fewer where they are long.
+        batch_size: Most pieces in a batch, fewer where they are long or of other lengths; ``None`` chooses.
         num_threads: Threads that decode ahead; ``None`` chooses by the machine.
 
     Yields:
@@ -102,29 +108,33 @@ def encode_stream(
 
     Raises:
         BEATsTrainerError: If the network gives values that are not finite.
+        ValueError: If ``batch_size`` is less than 1.
     """
     threads = num_threads or min(8, os.cpu_count() or 1)
+    limit = encoder.batch_limit(batch_size)
     with (
         encoder.evaluating(),
-        contextlib.closing(
-            read_pieces(work, encoder.grid, threads, POOL_BATCHES * batch_size)
-        ) as pieces,
+        contextlib.closing(read_pieces(work, encoder.grid, threads, limit.num_pooled)) as pieces,
     ):
         finished: list[Part | AudioError] = []
-        for piece, part in _in_order(encoder, pieces, batch_size):
+        for clip, is_last, part in _in_order(encoder, pieces, limit):
             finished.append(part)
-            if piece.is_last:
+            if is_last:
                 errors = [part for part in finished if isinstance(part, AudioError)]
                 parts = [part for part in finished if isinstance(part, Part)]
-                yield piece.clip, errors[0] if errors else encoder.merge(parts)
+                yield clip, errors[0] if errors else encoder.merge(parts)
                 finished = []
 
 
 def _in_order(
-    encoder: Encoder, pieces: Iterator[Piece], batch_size: int
-) -> Iterator[tuple[Piece, Part | AudioError]]:
-    """Encode pieces in batches of like length, and give them back in the order they came in."""
-    waiting: dict[int, Piece] = {}
+    encoder: Encoder, pieces: Iterator[Piece], limit: BatchLimit
+) -> Iterator[tuple[int, bool, Part | AudioError]]:
+    """Encode pieces in batches of like length, and give what they became in the order they came in.
+
+    Yields:
+        The piece's clip, whether it is the clip's last, and what is kept of it.
+    """
+    waiting: dict[int, tuple[int, bool]] = {}  # without the sound: that goes when it is encoded
     done: dict[int, Part | AudioError] = {}
     counter = itertools.count()
     next_out = 0
@@ -132,22 +142,42 @@ def _in_order(
     def readable(of_group: Iterable[Piece]) -> Iterator[tuple[int, NDArray[np.float32]]]:
         for piece in of_group:
             number = next(counter)
-            waiting[number] = piece
+            waiting[number] = piece.clip, piece.is_last
             if isinstance(piece.waveform, AudioError):
                 done[number] = piece.waveform
             else:
                 yield number, piece.waveform
 
     for _, of_group in itertools.groupby(pieces, key=lambda piece: piece.group):
-        for batch in length_sorted_batches(readable(of_group), batch_size):
-            parts = encoder.encode_batch([waveform for _, waveform in batch])
-            done.update(zip((number for number, _ in batch), parts, strict=True))
+        batches = length_sorted_batches(
+            readable(of_group),
+            limit.num_clips,
+            limit.pool_batches,
+            cost_of=encoder.count_tokens,
+            most_cost=limit.num_tokens,
+        )
+        for numbers, encoding in _one_ahead(encoder, batches):
+            done.update(zip(numbers, encoding.parts(), strict=True))
             while next_out in done:
-                yield waiting.pop(next_out), done.pop(next_out)
+                yield *waiting.pop(next_out), done.pop(next_out)
                 next_out += 1
         while next_out in done:  # a group may end with what cannot be read
-            yield waiting.pop(next_out), done.pop(next_out)
+            yield *waiting.pop(next_out), done.pop(next_out)
             next_out += 1
+
+
+def _one_ahead(
+    encoder: Encoder, batches: Iterable[list[tuple[int, NDArray[np.float32]]]]
+) -> Iterator[tuple[list[int], Encoding]]:
+    """Give a GPU the next batch before the last one's results are wanted, so that it need not wait."""
+    ahead = 1 if encoder.device.type == "cuda" else 0
+    launched: deque[tuple[list[int], Encoding]] = deque()
+    for batch in batches:
+        encoding = encoder.encode_batch([waveform for _, waveform in batch])
+        launched.append(([number for number, _ in batch], encoding))
+        if len(launched) > ahead:
+            yield launched.popleft()
+    yield from launched
 
 
 def encode_clips(
@@ -156,7 +186,7 @@ def encode_clips(
     *,
     pooling: str | AttentivePooling = "mean",
     layer: Layer = -1,
-    batch_size: int = 16,
+    batch_size: BatchSize = None,
     precision: str = "auto",
     window_s: float = DEFAULT_WINDOW_S,
     num_threads: int | None = None,
@@ -177,7 +207,8 @@ def encode_clips(
             pooling on the network's device, which reads all layers (leave ``layer`` at -1) and gives ``(D,)``.
         layer: 0 (the first layer's input) to L (the last layer), negative from the end, several, or
             ``"all"``.
-        batch_size: Most clips in a batch; fewer where they are long.
+        batch_size: Most clips in a batch, fewer where they are long or of other lengths; ``None`` or
+            ``"auto"`` chooses by the device, its free memory and the network.
         precision: ``"auto"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``.
         window_s: Seconds that are encoded at once.
         num_threads: Threads that decode ahead; ``None`` chooses by the machine.
@@ -192,8 +223,7 @@ def encode_clips(
         AudioError: If an input cannot be read and ``on_error`` is ``"raise"``.
         ValueError: If an argument is not as described.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, not {batch_size}.")
+    check_batch_size(batch_size)
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error must be 'raise' or 'skip', not {on_error!r}.")
     encoder = Encoder(network, pooling, layer, precision=precision, window_s=window_s)

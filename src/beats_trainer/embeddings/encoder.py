@@ -18,10 +18,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from beats_trainer.embeddings.batch_size import (
+    BatchLimit,
+    BatchSize,
+    attention_bytes,
+    batch_limit,
+)
 from beats_trainer.embeddings.pieces import TokenGrid
 from beats_trainer.errors import BEATsTrainerError
 from beats_trainer.loading import collate_waveforms
 from beats_trainer.model.beats import BEATs, BEATsOutput
+from beats_trainer.model.lengths import count_frames, count_tokens
 from beats_trainer.model.packed import prepared_for_inference
 from beats_trainer.model.pooling import (
     POOLING_MODES,
@@ -36,6 +43,7 @@ __all__ = [
     "DEFAULT_WINDOW_S",
     "POOLINGS",
     "Encoder",
+    "Encoding",
     "Layer",
     "Part",
     "check_layer",
@@ -50,9 +58,6 @@ POOLINGS = (*POOLING_MODES, "none")
 
 DEFAULT_WINDOW_S = 30.0
 """Longest stretch that attention sees at once. BEATs was trained on 10 s; attention costs the square."""
-
-_ATTENTION_BYTES = 256 * 2**20
-"""Memory that one layer's position bias, the largest tensor of a batch, may take."""
 
 
 def check_pooling(pooling: str) -> str:
@@ -168,6 +173,7 @@ class Encoder:
         self.per_step = per_step
         self.device = next(network.parameters()).device
         self.dtype = resolve_precision(precision, self.device)
+        self._attention_bytes = attention_bytes(self.device)
         self.grid = TokenGrid.of(network.architecture, window_s)
         self.is_single = isinstance(layer, int)
         self.layers: tuple[int, ...] = (
@@ -193,28 +199,50 @@ class Encoder:
         modes = [(module, module.training) for module in self.network.modules()]
         self.network.eval()
         self._running = prepared_for_inference(self.network, self.dtype)
+        self._attention_bytes = attention_bytes(self.device)
         try:
             yield
         finally:
             for module, mode in modes:
                 module.training = mode
 
-    def encode_batch(self, waveforms: Sequence[NDArray[np.float32]]) -> list[Part]:
-        """Encode waveforms ``(S_i,)`` at 16 kHz, inside `evaluating`.
+    def batch_limit(self, batch_size: BatchSize = None) -> BatchLimit:
+        """What ends a batch: a number of clips, or what suits the network and its device.
 
         Raises:
-            BEATsTrainerError: If the network gives values that are not finite.
+            ValueError: If ``batch_size`` is no such number.
         """
-        parts: list[Part] = []
-        for start, stop in self._groups(waveforms):
-            batch = collate_waveforms(waveforms[start:stop]).to(self.device)
-            with torch.inference_mode():
-                with autocast(self.device, self.dtype):
-                    output = self._running(
-                        batch.waveforms, batch.lengths, output_layers=self._needs_layers
-                    )
-                parts += self._keep(output)
-        return parts
+        a = self.network.architecture
+        num_held = a.encoder_layers + 1 + len(self.layers) if self._needs_layers else 1
+        return batch_limit(batch_size, a, self.device, num_held)
+
+    def count_tokens(self, num_samples: int) -> int:
+        """Tokens of a piece of so many samples."""
+        patch = self.network.architecture.input_patch_size
+        return count_tokens(count_frames(num_samples, patch), patch)
+
+    def encode_batch(self, waveforms: Sequence[NDArray[np.float32]]) -> "Encoding":
+        """Give waveforms ``(S_i,)`` at 16 kHz to the network, inside `evaluating`.
+
+        On a GPU the program does not wait for it: give it the next batch before looking at this one's parts.
+        """
+        return Encoding(self, [self._launch(waveforms[i:j]) for i, j in self._groups(waveforms)])
+
+    def _launch(self, waveforms: Sequence[NDArray[np.float32]]) -> "_Launched":
+        """Encode what fits into memory at once. Nothing in here may look at a value on the device."""
+        batch = collate_waveforms(waveforms, pin_memory=self.device.type == "cuda")
+        token_lengths = [self.count_tokens(len(waveform)) for waveform in waveforms]
+        with torch.inference_mode():
+            moved = batch.waveforms.to(self.device, non_blocking=True)
+            with autocast(self.device, self.dtype):
+                output = self._running(moved, batch.lengths, output_layers=self._needs_layers)
+            kept = self._keep(output, torch.tensor(token_lengths))
+            if self.device.type != "cuda":
+                return _Launched(kept.cpu(), token_lengths)
+            copy = kept.to("cpu", non_blocking=True)
+            is_copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            is_copied.record(torch.cuda.current_stream(self.device))
+            return _Launched(copy, token_lengths, is_copied)
 
     def merge(self, parts: Sequence[Part]) -> NDArray[np.float32]:
         """Put the pieces of one clip together, in time order.
@@ -237,59 +265,56 @@ class Encoder:
         longest = max(len(waveform) for waveform in waveforms)
         num_tokens = longest / self.grid.step * architecture.patches_per_step
         per_clip = 4 * architecture.encoder_attention_heads * max(num_tokens, 8) ** 2
-        size = max(1, int(_ATTENTION_BYTES // per_clip))
+        size = max(1, int(self._attention_bytes // per_clip))
         for start in range(0, len(waveforms), size):
             yield start, start + size
 
-    def _keep(self, output: BEATsOutput) -> list[Part]:
-        """Reduce a batch on the device, and bring what is kept to memory in one go."""
-        lengths = output.token_lengths.tolist()
+    def _keep(self, output: BEATsOutput, token_lengths: Tensor) -> Tensor:
+        """Reduce a batch on the device to one tensor; `_parts` knows how it is laid out."""
         if isinstance(self.pooling, AttentivePooling):
             assert output.layers is not None
-            return self._attend(self.pooling, output.layers, output.token_lengths, lengths)
-        kept_KBTD = output.tokens[None] if output.layers is None else output.layers[[*self.layers]]
+            return self._attend(self.pooling, output.layers, token_lengths)
+        kept_KBTD = (
+            output.tokens[None]
+            if output.layers is None
+            else torch.stack([output.layers[layer] for layer in self.layers])
+        )
         kept_KBTD = kept_KBTD.float()
         if self.pooling == "none":
-            tokens = kept_KBTD.cpu().numpy()
-            return [
-                Part(tokens[:, index, :length].copy(), length)
-                for index, length in enumerate(lengths)
-            ]
+            return kept_KBTD
         mode: PoolingMode = self.pooling  # type: ignore[assignment]
         num_layers, num_clips, _, width = kept_KBTD.shape
         if self.per_step:
             patches = self.network.architecture.patches_per_step
             steps = pool_tokens(kept_KBTD.reshape(-1, patches, width), mode=mode)
-            return _cut_steps(steps.reshape(num_layers, num_clips, -1, width), lengths, patches)
-        pooled = pool_tokens(
-            kept_KBTD.flatten(0, 1), output.token_lengths.repeat(num_layers), mode
-        ).reshape(num_layers, num_clips, width)
-        values = pooled.cpu().numpy()
-        return [Part(values[:, index], length) for index, length in enumerate(lengths)]
+            return steps.reshape(num_layers, num_clips, -1, width)
+        pooled = pool_tokens(kept_KBTD.flatten(0, 1), token_lengths.repeat(num_layers), mode)
+        return pooled.reshape(num_layers, num_clips, width)
 
     def _attend(
-        self,
-        pooling: AttentivePooling,
-        layers_LBTD: Tensor,
-        token_lengths: Tensor,
-        lengths: Sequence[int],
-    ) -> list[Part]:
+        self, pooling: AttentivePooling, layers_LBTD: Tensor, token_lengths: Tensor
+    ) -> Tensor:
         if self.per_step:
             patches = self.network.architecture.patches_per_step
             num_layers, num_clips, _, width = layers_LBTD.shape
             steps = pooling(layers_LBTD.reshape(num_layers, -1, patches, width))
-            return _cut_steps(steps.reshape(1, num_clips, -1, width), lengths, patches)
-        attended = pooling.partial(layers_LBTD, token_lengths)
-        values = attended.result().float().cpu().numpy()
-        peak, weight, total = (
-            tensor.cpu() for tensor in (attended.peak, attended.weight, attended.total)
-        )
-        parts = []
-        for index, length in enumerate(lengths):
-            row = slice(index, index + 1)
-            share = PartialPooling(peak[row], weight[row], total[row])
-            parts.append(Part(values[row], length, share))
-        return parts
+            pooled: Tensor = steps.reshape(1, num_clips, -1, width)
+            return pooled
+        share = pooling.partial(layers_LBTD, token_lengths)
+        return torch.cat([share.peak, share.weight, share.total.flatten(1)], dim=1)
+
+    def parts_of(self, kept: Tensor, token_lengths: Sequence[int]) -> list[Part]:
+        """Cut what was kept of a batch, in memory, into its clips'."""
+        if isinstance(self.pooling, AttentivePooling) and not self.per_step:
+            return _shares(kept, self.pooling.num_heads, token_lengths)
+        values = kept.numpy()
+        if self.per_step or self.pooling == "none":
+            tokens_per_row = self.network.architecture.patches_per_step if self.per_step else 1
+            return [
+                Part(values[:, index, : length // tokens_per_row].copy(), length)
+                for index, length in enumerate(token_lengths)
+            ]
+        return [Part(values[:, index], length) for index, length in enumerate(token_lengths)]
 
     def _merge_several(self, parts: Sequence[Part]) -> NDArray[np.float32]:
         if self.per_step or self.pooling == "none":
@@ -316,9 +341,48 @@ class Encoder:
         return np.average(stacked.astype(np.float64), axis=0, weights=weights).astype(np.float32)
 
 
-def _cut_steps(steps_KBSD: Tensor, lengths: Sequence[int], patches: int) -> list[Part]:
-    values = steps_KBSD.cpu().numpy()
-    return [
-        Part(values[:, index, : length // patches].copy(), length)
-        for index, length in enumerate(lengths)
-    ]
+@dataclass(frozen=True, slots=True)
+class _Launched:
+    """What is kept of some clips, as far as it has come.
+
+    Attributes:
+        kept: As `Encoder.parts_of` takes it; not to be looked at before ``is_copied``.
+        token_lengths: Real tokens of each clip.
+        is_copied: Where a GPU copies on its own.
+    """
+
+    kept: Tensor
+    token_lengths: list[int]
+    is_copied: torch.cuda.Event | None = None
+
+
+class Encoding:
+    """A batch that the network was given."""
+
+    def __init__(self, encoder: Encoder, launched: Sequence[_Launched]) -> None:
+        self._encoder = encoder
+        self._launched = launched
+
+    def parts(self) -> list[Part]:
+        """What is kept of each clip, in the order given; waits until it is there."""
+        parts: list[Part] = []
+        for launched in self._launched:
+            kept = launched.kept
+            if launched.is_copied is not None:
+                launched.is_copied.synchronize()
+                kept = kept.clone()  # out of the memory that the GPU writes to, which is scarce
+            parts += self._encoder.parts_of(kept, launched.token_lengths)
+        return parts
+
+
+def _shares(kept: Tensor, num_heads: int, token_lengths: Sequence[int]) -> list[Part]:
+    """The parts of a learned pooling, of peaks, weights and totals side by side."""
+    peak, weight, total = kept.tensor_split([num_heads, 2 * num_heads], dim=1)
+    total = total.reshape(len(total), num_heads, -1)
+    values = PartialPooling(peak, weight, total).result().float().numpy()
+    parts = []
+    for index, length in enumerate(token_lengths):
+        row = slice(index, index + 1)
+        share = PartialPooling(peak[row], weight[row], total[row])
+        parts.append(Part(values[row], length, share))
+    return parts

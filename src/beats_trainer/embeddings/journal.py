@@ -11,7 +11,6 @@ neither shows that a shard is missing, and its clip is to be done again.
 import json
 import math
 import os
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -20,6 +19,7 @@ import pandas as pd
 
 from beats_trainer.embeddings.parquet import printable_name
 from beats_trainer.errors import StoreError
+from beats_trainer.file_names import is_url
 
 if TYPE_CHECKING:  # its package knows torch, which a table need not
     from beats_trainer.loading.clips import Clip
@@ -47,7 +47,6 @@ FAILURE_COLUMNS = ("file", "start_time", "end_time", "reason")
 
 _PART_COLUMNS = ("file", "start_time", "end_time", "is_whole")
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")  # two letters at least: C:\ is a drive
 _FIELDS = (
     "file",
     "start_s",
@@ -91,7 +90,7 @@ class FileState:
             >>> FileState.of("https://example.org/a.wav")
             FileState(size=0, changed_ns=0)
         """
-        if _URL.match(os.fspath(path)):
+        if is_url(os.fspath(path)):
             return cls(0, 0)
         try:
             status = os.stat(path)

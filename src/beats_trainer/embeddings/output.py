@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from beats_trainer.atomic import written_whole
-from beats_trainer.embeddings.parquet import Dtype, explained
+from beats_trainer.embeddings.parquet import RECIPE_KEY, Dtype, explained, read_footer
 from beats_trainer.embeddings.store import open_store
 from beats_trainer.embeddings.store_writer import StoreWriter
+from beats_trainer.errors import StoreError
 
 __all__ = ["stored_at"]
 
@@ -40,8 +41,9 @@ def stored_at(
         The writer.
 
     Raises:
-        IsADirectoryError: If ``output`` ends in ``.parquet`` and is a folder that holds no store.
-        StoreError: As `StoreWriter`.
+        IsADirectoryError: If ``output`` ends in ``.parquet`` and is a folder.
+        NotADirectoryError: If ``output`` is a file that does not.
+        StoreError: As `StoreWriter`; or if a file is there that no run wrote, unless ``overwrite`` is set.
         OSError: If it cannot be written.
     """
     output = Path(output)
@@ -57,6 +59,11 @@ def stored_at(
     if output.is_dir():
         raise IsADirectoryError(
             f"{output} is a folder, and an output ending in .parquet is one file. Name another."
+        )
+    if not overwrite and not _may_be_replaced(output):
+        raise StoreError(
+            f"{output} is there already and is not what a run wrote. Nothing was changed; choose another "
+            "output, or replace it with overwrite=True (--overwrite)."
         )
     folder = output.with_name(output.name + ".parts")
     removed = output.with_name(f".{folder.name}.removed")
@@ -80,6 +87,16 @@ def stored_at(
                 errors.unlink(missing_ok=True)
     os.replace(folder, removed)  # first: half of a store is no store, and would be in the way
     _remove(removed)
+
+
+def _may_be_replaced(output: Path) -> bool:
+    """Whether nothing is lost: no file, an empty one, or rows of embeddings or scores."""
+    if not output.exists() or output.stat().st_size == 0:
+        return True
+    try:
+        return RECIPE_KEY in read_footer(output).metadata
+    except StoreError:
+        return False
 
 
 def _remove(folder: Path) -> None:

@@ -11,6 +11,7 @@ computes.
 
 import contextlib
 import functools
+import math
 import os
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -110,8 +111,10 @@ class TokenGrid:
         """Build the grid of a network that hears ``window_s`` at once.
 
         Raises:
-            ValueError: If that is less than one time step.
+            ValueError: If that is less than one time step, or not finite.
         """
+        if not math.isfinite(window_s):
+            raise ValueError(f"window_s must be a finite number of seconds, not {window_s}.")
         patch = architecture.input_patch_size
         step = patch * FRAME_SHIFT
         overlap = FRAME_LENGTH - FRAME_SHIFT
@@ -181,6 +184,8 @@ def read_pieces(
                     if isinstance(outcome, Exception):
                         raise outcome
                     for block, waveforms in zip(bundle, outcome, strict=True):
+                        if isinstance(waveforms, Exception):
+                            raise waveforms
                         for span, waveform in zip(block.spans, waveforms, strict=True):
                             yield Piece(span.clip, span.group, span.is_last, waveform)
 
@@ -362,8 +367,20 @@ def _bundles(blocks: Iterable[_Block]) -> Iterator[list[_Block]]:
         yield bundle
 
 
-def _read_bundle(bundle: Sequence[_Block]) -> list[list[NDArray[np.float32] | AudioError]]:
-    return [_read_block(block) for block in bundle]
+def _read_bundle(
+    bundle: Sequence[_Block],
+) -> list[list[NDArray[np.float32] | AudioError] | Exception]:
+    """What each block gives, or what it raised: the blocks behind it are read all the same.
+
+    Other threads wait for their turns, which would never come.
+    """
+    outcomes: list[list[NDArray[np.float32] | AudioError] | Exception] = []
+    for block in bundle:
+        try:
+            outcomes.append(_read_block(block))
+        except Exception as error:
+            outcomes.append(error)
+    return outcomes
 
 
 def _read_block(block: _Block) -> list[NDArray[np.float32] | AudioError]:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from beats_trainer.constants import SAMPLE_RATE
+from beats_trainer.embeddings.batch_size import BatchSize, check_batch_size
 from beats_trainer.embeddings.encoder import Encoder
 from beats_trainer.embeddings.journal import Covered, FileState, Progress, WindowFailure
 from beats_trainer.embeddings.store_writer import StoreWriter
@@ -42,6 +43,10 @@ _CHANGED = (
 
 DEFAULT_ROWS_PER_SHARD = 512
 """Rows between two commits: minutes of work for a large network on a laptop, less than a second on a GPU."""
+
+
+_WINDOWS_PER_SHARD = 16
+"""Least windows of a shard where each gives many rows, and the user names no batch size."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ def run_to_store(
     windowing: Windowing,
     to_columns: ToColumns,
     *,
-    batch_size: int = 16,
+    batch_size: BatchSize = None,
     num_threads: int | None = None,
     rows_per_shard: int = DEFAULT_ROWS_PER_SHARD,
     on_error: Literal["raise", "skip"] = "skip",
@@ -85,7 +90,7 @@ def run_to_store(
         writer: The open store.
         windowing: How clips are cut; with a grid if the encoder gives a row per time step.
         to_columns: Makes the store's columns of the encoder's values.
-        batch_size: Most windows in a batch.
+        batch_size: Most windows in a batch; ``None`` chooses.
         num_threads: Threads that decode ahead; ``None`` chooses by the machine.
         rows_per_shard: Rows of a shard, about; at least one window, or one batch where a window gives
             several rows.
@@ -163,18 +168,33 @@ def _find_work(
             len(changed),
             changed[0].file,
         )
-    writer.forget([*changed, *retried])
+    writer.forget([*changed, *retried, *_gone_failures(clips, writer)])
     return todo + again
 
 
+def _gone_failures(clips: Sequence[Clip], writer: StoreWriter) -> list[Clip]:
+    """Clips without any row whose file is gone, and that nobody asks for: no longer worth a warning."""
+    asked = set(clips)
+    return [
+        clip
+        for clip in writer.clips_known
+        if (known := writer.progress(clip)) is not None
+        and (known.is_complete and known.num_rows == 0)
+        and clip not in asked
+        and FileState.of(clip.file) is None
+    ]
+
+
 def _windows_per_shard(
-    encoder: Encoder, windowing: Windowing, rows_per_shard: int, batch_size: int
+    encoder: Encoder, windowing: Windowing, rows_per_shard: int, batch_size: BatchSize
 ) -> int:
     if not encoder.per_step:
         return max(1, rows_per_shard)
     rows_per_window = max(1, windowing.samples[0] // encoder.grid.step)
     # Batches end with a shard: of few windows they would be slow, and the shards of a long recording many.
-    return max(batch_size, rows_per_shard // rows_per_window)
+    # Not by the device's choice of a batch: another machine goes on with the same shards.
+    batch = check_batch_size(batch_size) or _WINDOWS_PER_SHARD
+    return max(batch, rows_per_shard // rows_per_window)
 
 
 @dataclass

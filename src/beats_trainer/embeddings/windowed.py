@@ -11,18 +11,23 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from beats_trainer.embeddings.batch_size import BatchSize
 from beats_trainer.embeddings.encode import encode_stream
 from beats_trainer.embeddings.encoder import Encoder
 from beats_trainer.embeddings.journal import FileState
 from beats_trainer.embeddings.pieces import Work
 from beats_trainer.embeddings.windows import ClipPlan, Windowing, plan_clip
 from beats_trainer.errors import AudioError
+from beats_trainer.file_names import is_url
 from beats_trainer.loading import Clip, read_ahead
 
 __all__ = ["Window", "encode_windows"]
 
 _CLIPS_AHEAD = 256
 """Clips that are planned before their windows are wanted."""
+
+_URLS_AHEAD = 8
+"""Of these, those behind URLs: planning one fetches it, and it must still be here when it is read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +61,7 @@ def encode_windows(
     windowing: Windowing,
     *,
     windows_per_group: int = 4096,
-    batch_size: int = 16,
+    batch_size: BatchSize = None,
     num_threads: int | None = None,
 ) -> Generator[tuple[Window, NDArray[np.float32] | AudioError]]:
     """Encode the windows of clips, in bounded memory.
@@ -66,7 +71,7 @@ def encode_windows(
         clips: Each with the first of its windows that is wanted.
         windowing: How they are cut; with a grid if the encoder gives a row per time step.
         windows_per_group: Windows that are batched among themselves, see `encode_stream`.
-        batch_size: Most windows in a batch.
+        batch_size: Most windows in a batch; ``None`` chooses.
         num_threads: Threads that decode ahead; ``None`` chooses by the machine.
 
     Yields:
@@ -94,8 +99,11 @@ def _plan(
         except AudioError as error:
             return state, error
 
+    def weigh(item: tuple[Clip, int]) -> float:
+        return _CLIPS_AHEAD / _URLS_AHEAD if is_url(item[0].file) else 1.0
+
     count = 0
-    plans = read_ahead(clips, plan, num_threads, _CLIPS_AHEAD)
+    plans = read_ahead(clips, plan, num_threads, _CLIPS_AHEAD, weigh)
     with contextlib.closing(plans):
         for (clip, first), outcome in plans:
             if isinstance(outcome, Exception):

@@ -6,6 +6,7 @@ Every sample of a clip lies in a window; the last one may be shorter. Per time s
 clip's grid of tokens, and no window is planned that has no token of its own.
 """
 
+import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ class Windowing:
             whole time steps, the nearest that are not longer.
 
     Raises:
-        ValueError: If a length is not positive, the hop is longer than the window, or has no window.
+        ValueError: If a length is not positive or not finite, the hop is longer than the window, or has no window.
 
     Example:
         >>> Windowing(5.0, 2.5).samples
@@ -51,9 +52,10 @@ class Windowing:
                 raise ValueError("Rows per time step need window_s.")
             return
         hop_s = self.window_s if self.hop_s is None else self.hop_s
-        if not (self.window_s > 0 and hop_s > 0):
+        if not (0 < self.window_s < math.inf and 0 < hop_s < math.inf):
             raise ValueError(
-                f"window_s and hop_s must be positive, not {self.window_s} and {self.hop_s}."
+                "window_s and hop_s must be positive and finite, not "
+                f"{self.window_s} and {self.hop_s}."
             )
         if hop_s > self.window_s:
             raise ValueError(
@@ -89,12 +91,14 @@ class ClipPlan:
     Attributes:
         clip: The clip.
         duration_s: Its seconds.
+        num_samples: Its samples at 16 kHz, as many as are read of it.
         starts: First sample of each window, from the clip's start.
         window: Samples of a window; ``None`` if the clip is one.
     """
 
     clip: Clip
     duration_s: float
+    num_samples: int
     starts: range
     window: int | None
 
@@ -106,11 +110,10 @@ class ClipPlan:
         if self.window is None:
             return Clip(self.clip.file, self.clip.start_s, self.duration_s)
         start = self.starts[index]
-        num_samples = max(1, round(self.duration_s * SAMPLE_RATE))
         return Clip(
             self.clip.file,
             self.clip.start_s + start / SAMPLE_RATE,
-            min(self.window, num_samples - start) / SAMPLE_RATE,
+            min(self.window, self.num_samples - start) / SAMPLE_RATE,
         )
 
     def sound(self, index: int) -> Clip:
@@ -137,24 +140,30 @@ def plan_clip(clip: Clip, windowing: Windowing) -> ClipPlan:
     Raises:
         AudioError: If the file cannot be read, or ends before the clip starts.
     """
-    of_file = probe_audio(clip.file).duration_s
+    info = probe_audio(clip.file)
+    of_file = info.duration_s
     duration_s = of_file - clip.start_s
     if clip.duration_s is not None:
         duration_s = min(duration_s, clip.duration_s)
-    if duration_s <= 0:
+    # In the reader's way: a sample more than it finds may be a window of its own.
+    first = round(clip.start_s * SAMPLE_RATE)
+    num_samples = max(1, round(info.num_samples * SAMPLE_RATE / info.sample_rate)) - first
+    if clip.duration_s is not None:
+        num_samples = min(num_samples, max(1, round(clip.duration_s * SAMPLE_RATE)))
+    if duration_s <= 0 or num_samples < 1:
         raise AudioError(
             clip.file, f"it is {of_file:.3f} s long, and the part starts at {clip.start_s:.3f} s."
         )
     if windowing.window_s is None:
-        return ClipPlan(clip, duration_s, range(1), None)
-    num_samples = max(1, round(duration_s * SAMPLE_RATE))
+        return ClipPlan(clip, duration_s, num_samples, range(1), None)
     window, hop = windowing.samples
     if windowing.grid is None:
-        return ClipPlan(clip, duration_s, plan_windows(num_samples, window, hop), window)
+        starts = plan_windows(num_samples, window, hop)
+        return ClipPlan(clip, duration_s, num_samples, starts, window)
     step, overlap = windowing.grid.step, windowing.grid.window - windowing.grid.hop
     num_steps = max(1, (num_samples - overlap) // step)  # a tail too short for a token gives none
     starts = plan_windows(num_steps, (window - overlap) // step, hop // step)
-    return ClipPlan(clip, duration_s, range(0, starts.stop * step, hop), window)
+    return ClipPlan(clip, duration_s, num_samples, range(0, starts.stop * step, hop), window)
 
 
 def plan_clips(

@@ -3,6 +3,7 @@
 recording -> [windows] -> clips -> reader -> batches
 """
 
+import math
 from dataclasses import dataclass
 
 __all__ = ["Clip", "plan_windows"]
@@ -16,11 +17,22 @@ class Clip:
         file: The recording.
         start_s: Seconds from its start.
         duration_s: Seconds; ``None`` means to its end.
+
+    Raises:
+        ValueError: If a clip cannot start or last like that.
     """
 
     file: str
     start_s: float = 0.0
     duration_s: float | None = None
+
+    def __post_init__(self) -> None:
+        duration_s = 1.0 if self.duration_s is None else self.duration_s
+        if not (0 <= self.start_s < math.inf and 0 < duration_s < math.inf):
+            raise ValueError(
+                "A clip starts at 0 s or later and lasts longer than 0 s, both finite; got start_s="
+                f"{self.start_s} and duration_s={self.duration_s} for {self.file}."
+            )
 
 
 def plan_windows(num_samples: int, window: int, hop: int) -> range:

@@ -10,12 +10,12 @@ from collections.abc import Iterable, Iterator
 import pandas as pd
 
 from beats_trainer.errors import AudioNotFoundError
+from beats_trainer.file_names import is_url
 from beats_trainer.loading.clips import Clip
 from beats_trainer.loading.folders import find_audio, match_files
 from beats_trainer.loading.tables import (
     LIST_ENDINGS,
     TABLE_ENDINGS,
-    is_url,
     read_clip_list,
     read_clip_table,
     read_standard_input,

@@ -25,12 +25,12 @@ import pandas as pd
 from beats_trainer.datasets.labels import nearest_name
 from beats_trainer.datasets.locating import locate_files
 from beats_trainer.errors import DatasetError, DatasetNotFoundError
+from beats_trainer.file_names import is_url
 from beats_trainer.loading.clips import Clip
 
 __all__ = [
     "LIST_ENDINGS",
     "TABLE_ENDINGS",
-    "is_url",
     "read_clip_list",
     "read_clip_table",
     "read_standard_input",
@@ -53,18 +53,6 @@ _START = ("starttime", "start", "starts", "onset", "begintime", "offset")
 _END = ("endtime", "end", "ends")
 _DURATION = ("duration", "durations")
 _RAVEN_OFFSET = "fileoffset"
-
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
-
-
-def is_url(name: str) -> bool:
-    """Whether a name is an address, such as ``s3://recordings/dawn.wav``.
-
-    Example:
-        >>> is_url("s3://recordings/dawn.wav"), is_url("C:/recordings/dawn.wav")
-        (True, False)
-    """
-    return _URL.match(name) is not None
 
 
 def read_clip_table(path: str) -> list[Clip]:

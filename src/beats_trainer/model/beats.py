@@ -6,8 +6,8 @@ Rewritten from BEATs (arXiv 2212.09058) and held equal to its reference, microso
 ``beats/backbone.py`` at 768a3c8 (MIT), by the golden tensors in ``tests/parity``. What differs on purpose:
 
 - padding is counted exactly (`lengths.py`), so a clip has the same tokens alone and in a batch;
-- attention runs through torch's fused kernel: softmax(q k / sqrt(d) + gate * bias) is the same sum as the
-  original's shifted and rescaled one, without its temporaries;
+- attention is softmax(q k / sqrt(d) + gate * bias), the same sum as the original's shifted and rescaled one
+  without its temporaries: plain products on a CPU, a kernel that computes the bias on a GPU (`flex.py`);
 - layer drop draws from torch's generator, and only while training.
 
 Parameter names are Microsoft's but for two: the weight-normed position convolution uses torch's current
@@ -29,6 +29,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from beats_trainer.constants import NUM_MEL_BINS
 from beats_trainer.model.architecture import Architecture
 from beats_trainer.model.fbank import KaldiFbank
+from beats_trainer.model.flex import attend_in_kernel, kernel_fits, table_of
 from beats_trainer.model.lengths import count_frames, count_tokens, min_samples
 
 __all__ = ["BEATs", "BEATsOutput"]
@@ -88,7 +89,8 @@ class BEATs(nn.Module):
             waveforms: Shape ``(B, S)``, 16 kHz, about -1..1. Clips under 2,800 samples (175 ms) are
                 zero-padded to that.
             lengths: Real samples per clip, shape ``(B,)``, integer, each in ``1..S``; what follows
-                them is ignored, whatever it holds. ``None`` means that no clip is padded.
+                them is ignored, whatever it holds. ``None`` means that no clip is padded. In the
+                memory of the CPU they cost a GPU no wait.
             output_layers: Whether to return every layer's output too.
 
         Returns:
@@ -110,8 +112,8 @@ class BEATs(nn.Module):
             lengths: As for ``forward``.
 
         Returns:
-            The normalised filterbank ``(B, F, 128)``, and real frames per clip ``(B,)``, ``None`` without
-            ``lengths``.
+            The normalised filterbank ``(B, F, 128)``, and real frames per clip ``(B,)``, on the device of
+            ``lengths``; ``None`` without them.
 
         Raises:
             ValueError: As ``forward``.
@@ -125,7 +127,8 @@ class BEATs(nn.Module):
         frame_lengths = None
         if lengths is not None:
             lengths = _checked_lengths(lengths, waveforms, "samples")
-            real_BS = torch.arange(waveforms.shape[1], device=waveforms.device) < lengths[:, None]
+            samples = torch.arange(waveforms.shape[1], device=waveforms.device)
+            real_BS = samples < _moved(lengths, waveforms)[:, None]
             waveforms = waveforms.masked_fill(~real_BS, 0.0)
             frame_lengths = count_frames(lengths, patch)
         missing = min_samples(patch) - waveforms.shape[1]
@@ -169,6 +172,7 @@ class BEATs(nn.Module):
         tokens_BTD = self.dropout_input(tokens_BTC)
 
         num_clips, num_tokens = tokens_BTD.shape[:2]
+        padded_BT: Tensor | None = None
         if token_padding_mask is not None:
             padded_BT = token_padding_mask.to(device=fbank.device, dtype=torch.bool)
             if padded_BT.shape != (num_clips, num_tokens):
@@ -177,24 +181,21 @@ class BEATs(nn.Module):
                     f"got {tuple(padded_BT.shape)}."
                 )
             token_lengths = (~padded_BT).sum(dim=1)
+            _require_tokens(token_lengths, patch)
+            if not bool(padded_BT.any()):
+                padded_BT = None
         elif frame_lengths is not None:
             frame_lengths = _checked_lengths(frame_lengths, fbank, "frames")
             token_lengths = count_tokens(frame_lengths, patch)
-            steps = torch.arange(num_tokens, device=fbank.device)
-            padded_BT = steps >= token_lengths[:, None]
+            _require_tokens(token_lengths, patch)
+            if bool((token_lengths < num_tokens).any()):  # else attention needs no mask
+                steps = torch.arange(num_tokens, device=fbank.device)
+                padded_BT = steps >= _moved(token_lengths, fbank)[:, None]
         else:
-            padded_BT = None
             token_lengths = torch.full((num_clips,), num_tokens, device=fbank.device)
-        if padded_BT is not None and not bool((token_lengths > 0).all()):
-            raise ValueError(
-                f"Every clip needs a real token (at least {patch} real frames); "
-                f"token lengths are {token_lengths.tolist()}."
-            )
-        if padded_BT is not None and not bool(padded_BT.any()):
-            padded_BT = None  # nothing is padded: attention needs no mask beyond the position bias
 
         tokens_BTD, layers = self.encoder(tokens_BTD, padded_BT, output_layers)
-        return BEATsOutput(tokens_BTD, token_lengths, layers)
+        return BEATsOutput(tokens_BTD, _moved(token_lengths, tokens_BTD), layers)
 
 
 class TransformerEncoder(nn.Module):
@@ -258,9 +259,7 @@ class TransformerEncoder(nn.Module):
             tokens_BTD = self.layer_norm(tokens_BTD)
         tokens_BTD = self.dropout(tokens_BTD)
 
-        bias_HTT = None
-        if self.relative_attention_bias is not None:
-            bias_HTT = self.relative_attention_bias(tokens_BTD.shape[1])
+        position = self._position_bias(tokens_BTD)
         layers = [tokens_BTD]
         for layer in self.layers:
             if self.training and self.layer_drop > 0 and torch.rand(()) < self.layer_drop:
@@ -268,12 +267,32 @@ class TransformerEncoder(nn.Module):
                 # devices would wait for it forever.
                 tokens_BTD = tokens_BTD + 0.0 * sum(p.sum() for p in layer.parameters())
             else:
-                tokens_BTD = layer(tokens_BTD, bias_HTT, padded_BT)
+                tokens_BTD = layer(tokens_BTD, position, padded_BT)
             if output_layers:
                 layers.append(tokens_BTD)
         if self.layer_norm_first:
             tokens_BTD = self.layer_norm(tokens_BTD)
         return tokens_BTD, torch.stack(layers) if output_layers else None
+
+    def _position_bias(self, tokens_BTD: Tensor) -> Tensor | None:
+        """Of every pair of positions, ``(H, T, T)``; or by distance, ``(H, 2T - 1)``, for the kernel."""
+        table = self.relative_attention_bias
+        if table is None:
+            return None
+        first = self.layers[0]
+        assert isinstance(first, EncoderLayer)
+        attention = first.self_attn
+        needs_gradient = torch.is_grad_enabled() and any(
+            parameter.requires_grad for parameter in self.parameters()
+        )
+        in_kernel = kernel_fits(
+            tokens_BTD,
+            attention.num_heads,
+            dropout=attention.dropout if self.training else 0.0,
+            needs_gradient=needs_gradient,
+        )
+        num_tokens = tokens_BTD.shape[1]
+        return table.by_distance(num_tokens) if in_kernel else table(num_tokens)
 
 
 class EncoderLayer(nn.Module):
@@ -294,13 +313,13 @@ class EncoderLayer(nn.Module):
         self.final_layer_norm = nn.LayerNorm(a.encoder_embed_dim)
 
     def forward(
-        self, tokens_BTD: Tensor, bias_HTT: Tensor | None, padded_BT: Tensor | None
+        self, tokens_BTD: Tensor, position: Tensor | None, padded_BT: Tensor | None
     ) -> Tensor:
         if self.layer_norm_first:
             normed_BTD = self.self_attn_layer_norm(tokens_BTD)
-            tokens_BTD = tokens_BTD + self.dropout(self.self_attn(normed_BTD, bias_HTT, padded_BT))
+            tokens_BTD = tokens_BTD + self.dropout(self.self_attn(normed_BTD, position, padded_BT))
             return tokens_BTD + self._feed_forward(self.final_layer_norm(tokens_BTD))
-        attended_BTD = self.dropout(self.self_attn(tokens_BTD, bias_HTT, padded_BT))
+        attended_BTD = self.dropout(self.self_attn(tokens_BTD, position, padded_BT))
         tokens_BTD = self.self_attn_layer_norm(tokens_BTD * self.residual_scale + attended_BTD)
         fed_BTD = self._feed_forward(tokens_BTD)
         tokens_BTD = self.final_layer_norm(tokens_BTD * self.residual_scale + fed_BTD)
@@ -335,7 +354,7 @@ class GatedRelativeAttention(nn.Module):
             self.grep_a = nn.Parameter(torch.ones(1, a.encoder_attention_heads, 1, 1))
 
     def forward(
-        self, tokens_BTD: Tensor, bias_HTT: Tensor | None, padded_BT: Tensor | None
+        self, tokens_BTD: Tensor, position: Tensor | None, padded_BT: Tensor | None
     ) -> Tensor:
         num_clips, num_tokens, width = tokens_BTD.shape
 
@@ -345,32 +364,43 @@ class GatedRelativeAttention(nn.Module):
         q_BHTd = split_heads(self.q_proj(tokens_BTD))
         k_BHTd = split_heads(self.k_proj(tokens_BTD))
         v_BHTd = split_heads(self.v_proj(tokens_BTD))
-        mixed_BHTd = attend(
-            q_BHTd,
-            k_BHTd,
-            v_BHTd,
-            self._attention_bias(q_BHTd, bias_HTT, padded_BT),
-            self.dropout if self.training else 0.0,
-        )
+        gate_BHT1 = self._gate(q_BHTd) if position is not None and self.is_gated else None
+        if position is not None and position.ndim == 2:  # a line (H, 2T - 1), for the kernel
+            mixed_BHTd = attend_in_kernel(q_BHTd, k_BHTd, v_BHTd, gate_BHT1, position, padded_BT)
+        else:
+            bias = _attention_bias(gate_BHT1, position, padded_BT)
+            mixed_BHTd = attend(
+                q_BHTd,
+                k_BHTd,
+                v_BHTd,
+                None if bias is None else bias.to(q_BHTd.dtype),
+                self.dropout if self.training else 0.0,
+            )
         mixed_BTD = mixed_BHTd.transpose(1, 2).reshape(num_clips, num_tokens, width)
         attended_BTD: Tensor = self.out_proj(mixed_BTD)
         return attended_BTD
 
-    def _attention_bias(
-        self, q_BHTd: Tensor, bias_HTT: Tensor | None, padded_BT: Tensor | None
-    ) -> Tensor | None:
-        """What is added to the attention scores: gate * position bias, -inf at padded keys."""
-        bias = None if bias_HTT is None else bias_HTT[None]
-        if bias is not None and self.is_gated:
-            halves = self.grep_linear(q_BHTd).unflatten(-1, (2, 4)).sum(dim=-1)
-            a_BHT1, b_BHT1 = halves.sigmoid().chunk(2, dim=-1)
-            bias = (a_BHT1 * (b_BHT1 * self.grep_a - 1.0) + 2.0) * bias
-        if padded_BT is not None:
-            blocked_B11T = padded_BT[:, None, None, :]
-            if bias is None:
-                bias = torch.zeros(blocked_B11T.shape, device=padded_BT.device)
-            bias = bias.masked_fill(blocked_B11T, -math.inf)
-        return None if bias is None else bias.to(q_BHTd.dtype)
+    def _gate(self, q_BHTd: Tensor) -> Tensor:
+        """What scales each query's position bias, shape ``(B, H, T, 1)``."""
+        halves = self.grep_linear(q_BHTd).unflatten(-1, (2, 4)).sum(dim=-1)
+        a_BHT1, b_BHT1 = halves.sigmoid().chunk(2, dim=-1)
+        gate_BHT1: Tensor = a_BHT1 * (b_BHT1 * self.grep_a - 1.0) + 2.0
+        return gate_BHT1
+
+
+def _attention_bias(
+    gate_BHT1: Tensor | None, bias_HTT: Tensor | None, padded_BT: Tensor | None
+) -> Tensor | None:
+    """What is added to the attention scores: gate * position bias, -inf at padded keys."""
+    bias = None if bias_HTT is None else bias_HTT[None]
+    if bias is not None and gate_BHT1 is not None:
+        bias = gate_BHT1 * bias
+    if padded_BT is not None:
+        blocked_B11T = padded_BT[:, None, None, :]
+        if bias is None:
+            bias = torch.zeros(blocked_B11T.shape, device=padded_BT.device)
+        bias = bias.masked_fill(blocked_B11T, -math.inf)
+    return bias
 
 
 def attend(
@@ -415,8 +445,7 @@ class RelativePositionBias(nn.Embedding):
 
     def forward(self, num_tokens: int) -> Tensor:  # type: ignore[override]
         """Return the bias of every pair of positions, shape ``(H, T, T)``, query before key."""
-        # Row i reads distances -i .. T-1-i: a window that slides backwards over one line of 2T-1.
-        return self.by_distance(num_tokens).unfold(-1, num_tokens, 1).flip(1)
+        return table_of(self.by_distance(num_tokens))
 
     def by_distance(self, num_tokens: int) -> Tensor:
         """Return the bias by how far the key lies ahead, ``1 - T .. T - 1``, shape ``(H, 2T - 1)``."""
@@ -497,13 +526,27 @@ def _activation(name: str) -> nn.Module:
 
 
 def _checked_lengths(lengths: Tensor, padded: Tensor, unit: str) -> Tensor:
-    lengths = lengths.to(device=padded.device, dtype=torch.int64)
+    """The lengths as whole numbers, where they lie: a look at what lies on a GPU would wait for it."""
+    lengths = lengths.to(torch.int64)
     if lengths.shape != padded.shape[:1]:
         raise ValueError(
             f"Expected one length per clip, shape ({padded.shape[0]},), got {tuple(lengths.shape)}."
         )
-    if bool((lengths < 1).any()) or bool((lengths > padded.shape[1]).any()):
+    if bool(((lengths < 1) | (lengths > padded.shape[1])).any()):
         raise ValueError(
             f"Lengths must lie in 1..{padded.shape[1]} {unit}, got {lengths.tolist()}."
         )
     return lengths
+
+
+def _require_tokens(token_lengths: Tensor, patch: int) -> None:
+    if not bool((token_lengths > 0).all()):
+        raise ValueError(
+            f"Every clip needs a real token (at least {patch} real frames); "
+            f"token lengths are {token_lengths.tolist()}."
+        )
+
+
+def _moved(lengths: Tensor, values: Tensor) -> Tensor:
+    """Lengths on the device of the values, which does not wait for them."""
+    return lengths.to(values.device, non_blocking=True)

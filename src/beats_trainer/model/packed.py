@@ -112,8 +112,10 @@ def pack_for_inference(network: BEATs, dtype: torch.dtype) -> BEATs:
     """
     packed = copy.copy(network)
     packed._modules = dict(network._modules)
-    packed._modules["encoder"] = _PackedEncoder(network.encoder, dtype)
-    packed.training = False
+    encoder = _PackedEncoder(network.encoder, dtype)
+    packed._modules["encoder"] = encoder
+    # What they share with the network is in the mode of that: these two modules are all that is new.
+    packed.training = encoder.training = False
     return packed
 
 

@@ -234,12 +234,12 @@ def _known_lengths(tokens: Tensor, token_lengths: Tensor | None) -> Tensor:
     num_clips, num_tokens, _ = tokens.shape
     if token_lengths is None:
         return torch.full((num_clips,), num_tokens, device=tokens.device)
-    token_lengths = token_lengths.to(tokens.device)
-    if bool((token_lengths < 1).any()) or bool((token_lengths > num_tokens).any()):
+    # Where they lie: a look at what lies on a GPU would wait for it.
+    if bool(((token_lengths < 1) | (token_lengths > num_tokens)).any()):
         raise ValueError(
             f"Token lengths must lie in 1..{num_tokens}, got {token_lengths.tolist()}."
         )
-    return token_lengths
+    return token_lengths.to(tokens.device, non_blocking=True)
 
 
 def _real_tokens(num_tokens: int, token_lengths: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from beats_trainer.checkpoints import BEATsForAudioClassification, BEATsModel
 from beats_trainer.checkpoints.registry import DEFAULT_MODEL
 from beats_trainer.checkpoints.sources import locate
-from beats_trainer.config import Config, DataConfig
+from beats_trainer.config import Config
 from beats_trainer.datasets import Task
 from beats_trainer.errors import ConfigError
 from beats_trainer.model import AttentivePooling, BEATs, ClassifierHead
@@ -102,14 +102,6 @@ def build_classifier(
         pooling="attentive" if mode == "attentive" else settings.pooling,
         attentive_pooling=learned,
         task=task,
-        window_s=_window_s(config.data),
     )
     # Adapters come later, and freeze what is below them by themselves.
     return classifier.freeze_backbone() if mode in ("head", "attentive") else classifier
-
-
-def _window_s(data: DataConfig) -> float | None:
-    """Seconds of sound that the classifier is trained on, where the settings tell."""
-    of_windows = None if data.annotations is None else data.window_s
-    lengths = [length for length in (data.max_duration_s, of_windows) if length is not None]
-    return min(lengths, default=None)

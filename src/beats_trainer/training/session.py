@@ -8,7 +8,6 @@ Shapes in this file: N clips, C classes.
 """
 
 import logging
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -44,7 +43,15 @@ from beats_trainer.training.run_folder import SPLIT_NAMES, RunFolder
 if TYPE_CHECKING:
     from beats_trainer.training.fit import FittedNetwork
 
-__all__ = ["Caches", "Outcome", "ScoredSplit", "groups_of", "score_split", "train_once"]
+__all__ = [
+    "Caches",
+    "Outcome",
+    "ScoredSplit",
+    "groups_of",
+    "score_split",
+    "train_once",
+    "trained_window_s",
+]
 
 log = logging.getLogger(__name__)
 
@@ -178,7 +185,7 @@ def train_once(
     run.write_plan(config, splits)
     run.remove_leftovers()
     classifier.to(device)
-    classifier.window_s = _trained_window_s(splits.train, config)
+    classifier.window_s = trained_window_s(splits.train, config)
     caches = caches or Caches.for_classifier(classifier, config, splits.task)
     mode = config.model.mode
     fitted: Fitted | FittedNetwork
@@ -287,19 +294,18 @@ def _fit_head(
     return fitted
 
 
-def _trained_window_s(table: pd.DataFrame, config: Config) -> float | None:
+def trained_window_s(table: pd.DataFrame, config: Config) -> float | None:
     """Seconds of what most training clips show the network at once; ``None`` if that is not known.
 
     Windows of annotated recordings are of one length. Whole files are not opened here to ask them for theirs.
     """
-    if config.data.max_duration_s is not None:
-        return config.data.max_duration_s
-    if "end_time" not in table.columns or not len(table):
-        return None
-    lengths = (table["end_time"] - table["start_time"]).round(3)
-    (length,) = lengths.mode().iloc[:1] if lengths.notna().any() else (math.nan,)
-    is_common = 2 * int((lengths == length).sum()) > len(lengths)
-    return float(length) if is_common else None
+    # A head on a frozen network is fitted on whole clips.
+    known = [] if config.model.mode == "head" else [config.data.max_duration_s]
+    if "end_time" in table.columns:
+        lengths = (table["end_time"] - table["start_time"]).round(3).to_numpy(np.float64)
+        different, counts = np.unique(lengths[np.isfinite(lengths)], return_counts=True)
+        known += different[2 * counts > len(lengths)].tolist()
+    return min((seconds for seconds in known if seconds is not None), default=None)
 
 
 def _hears_anew(config: Config, augment: ClipChange | None) -> bool:
