@@ -78,7 +78,10 @@ def start(model: Path, clip: Path, cache: Path) -> dict[str, Any]:
         check=True,
     )
     wall, cpu = json.loads(done.stdout.splitlines()[-1])
-    return {"wall": dict(zip(PHASES, wall, strict=True)), "cpu": dict(zip(PHASES, cpu, strict=True))}
+    return {
+        "wall": dict(zip(PHASES, wall, strict=True)),
+        "cpu": dict(zip(PHASES, cpu, strict=True)),
+    }
 
 
 def main() -> None:
@@ -109,7 +112,10 @@ def main() -> None:
                     phase: statistics.median(run[clock][phase] for run in some) for phase in PHASES
                 }
                 total = sum(seconds[phase] for phase in PHASES[:3])
-                found.setdefault(kind, {}).setdefault(title, {})[clock] = {**seconds, "total": total}
+                found.setdefault(kind, {}).setdefault(title, {})[clock] = {
+                    **seconds,
+                    "total": total,
+                }
                 head = f"{kind}, {title}, {clock}"
                 print(
                     f"{head:40}"
