@@ -26,6 +26,12 @@ VARIANTS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _spare_memory_in_tiny_networks_too(monkeypatch):
+    monkeypatch.setattr(beats, "_MANY_SCORES", 0)
+    monkeypatch.setattr(beats, "_MANY_VALUES", 0)
+
+
 def build(**changes):
     torch.manual_seed(0)
     network = BEATs(tiny_architecture(**changes))
@@ -144,3 +150,14 @@ def test_without_gradients_nothing_is_wrapped(monkeypatch):
     with torch.no_grad():
         network(torch.zeros(1, 16_000))
     network.eval()(torch.zeros(1, 16_000))
+
+
+def test_where_little_would_be_spared_the_whole_batch_attends_at_once(monkeypatch):
+    monkeypatch.setattr(beats, "_MANY_SCORES", 2**19)
+    monkeypatch.setattr(beats, "_MANY_VALUES", 2**20)
+    monkeypatch.setattr(beats, "checkpoint", None)  # would fail if it were called
+    network = BEATs(tiny_architecture()).train()
+
+    network(torch.randn(3, 8_000)).tokens.sum().backward()
+
+    assert network.encoder.layers[0].fc1.weight.grad is not None

@@ -38,6 +38,13 @@ from beats_trainer.model.lengths import count_frames, count_tokens, min_samples
 
 __all__ = ["BEATs", "BEATsOutput"]
 
+_MANY_SCORES = 2**19
+"""From so many attention scores of a clip on, training on a CPU takes clips one by one, and keeps none of them:
+5 s in a base network have 738,000. For fewer, the calls would cost more than the memory is worth."""
+
+_MANY_VALUES = 2**20
+"""From so many values of a feed-forward network on, training on a CPU computes them again."""
+
 
 @dataclass(frozen=True)
 class BEATsOutput:
@@ -338,7 +345,8 @@ class EncoderLayer(nn.Module):
 
     def _feed_forward(self, tokens_BTD: Tensor) -> Tensor:
         hidden = self.fc1(tokens_BTD)
-        fed_BTD = _call(self._contract, hidden, recompute=_spares_memory(self, hidden))
+        spares = _spares_memory(self, hidden) and hidden.numel() >= _MANY_VALUES
+        fed_BTD = _call(self._contract, hidden, recompute=spares)
         dropped_BTD: Tensor = self.dropout(fed_BTD)
         return dropped_BTD
 
@@ -384,7 +392,8 @@ class GatedRelativeAttention(nn.Module):
         if position is not None and position.ndim == 2:  # a line (H, 2T - 1), for the kernel
             mixed_BHTd = attend_in_kernel(q_BHTd, k_BHTd, v_BHTd, gate_BHT1, position, padded_BT)
         else:
-            attend_all = self._attend_by_clip if _spares_memory(self, q_BHTd) else self._attend
+            spares = _spares_memory(self, q_BHTd) and num_tokens**2 * self.num_heads >= _MANY_SCORES
+            attend_all = self._attend_by_clip if spares else self._attend
             mixed_BHTd = attend_all(q_BHTd, k_BHTd, v_BHTd, gate_BHT1, position, padded_BT)
         mixed_BTD = mixed_BHTd.transpose(1, 2).reshape(num_clips, num_tokens, width)
         attended_BTD: Tensor = self.out_proj(mixed_BTD)
