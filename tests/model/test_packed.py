@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from beats_trainer.model import BEATs, packed
+from beats_trainer.model import Architecture, BEATs, packed
 from beats_trainer.model.packed import (
     can_pack,
     is_packed_from,
@@ -86,6 +86,33 @@ def test_a_network_whose_weights_changed_is_packed_anew(change):
     with torch.inference_mode():
         after = prepared_for_inference(network, torch.float32)(waveforms).tokens
         torch.testing.assert_close(after, network(waveforms).tokens, atol=2e-5, rtol=2e-5)
+
+
+@needs_onednn
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda linear: linear.weight.data[17].add_(1e-3),
+        lambda linear: linear.weight.data[:, 5].mul_(1.01),
+        lambda linear: linear.bias.data[:1].add_(1e-3),
+        lambda linear: linear.weight.data.copy_(linear.weight.detach().roll(1, 0)),
+    ],
+    ids=["a row", "a column", "one value of a bias", "rows in another order"],
+)
+def test_a_small_change_that_torch_has_not_counted_is_seen(change):
+    wide = Architecture(
+        encoder_layers=1,
+        encoder_embed_dim=256,
+        encoder_ffn_embed_dim=512,
+        encoder_attention_heads=4,
+        embed_dim=16,
+    )
+    network = BEATs(wide).eval()
+    before = prepared_for_inference(network, torch.float32)
+
+    change(network.encoder.layers[0].fc1)
+
+    assert not is_packed_from(before, network)
 
 
 @needs_onednn

@@ -42,8 +42,12 @@ _COLUMNS = 16
 _TYPICAL_TOKENS = 248
 """Length of a clip of 5 s, for which oneDNN chooses the order of a convolution's weights; others work too."""
 
-_SAMPLED = 16
-"""Values of each weight that are looked at to tell whether it has changed."""
+_STRIDE = 251
+"""Of a large weight one value in so many is looked at, to tell whether it has changed: a prime number, smaller than
+a row, so that each row and each column has some."""
+
+_LOOKED_AT_WHOLE = 2**13
+"""Values of a weight of which each is looked at: biases, norms, gates, position biases."""
 
 _prepared: "weakref.WeakKeyDictionary[BEATs, dict[torch.dtype, BEATs]]" = (
     weakref.WeakKeyDictionary()
@@ -341,17 +345,28 @@ def _linears(layer: EncoderLayer) -> list[nn.Module]:
 
 
 def _fingerprint(encoder: nn.Module) -> tuple[Any, ...]:
-    """What changes when a weight is changed, in any way: where it lies, its version, some of its values."""
+    """What changes when a weight is changed, in any way: where it lies, its version, its values.
+
+    Of the values, a sum with rising factors, so that such as have changed places show too. A change that torch has
+    not counted (made through ``.data``) to a few values of a large weight, no row or column of it, can go unseen.
+    """
     with torch.inference_mode():
         parts: list[Any] = []
-        samples = []
+        sums = []
         for parameter in encoder.parameters():
             parts.append(
                 (parameter.data_ptr(), None if parameter.is_inference() else parameter._version)
             )
-            flat = parameter.detach().reshape(-1)
-            samples.append(flat[:: max(1, len(flat) // _SAMPLED)].double().sum())
-        return (*parts, *torch.stack(samples).tolist())
+            values = parameter.detach().reshape(-1)
+            if len(values) > _LOOKED_AT_WHOLE:
+                values = values[::_STRIDE]
+            sums.append(values.double() @ _factors(len(values)))
+        return (*parts, *torch.stack(sums).tolist())
+
+
+@functools.cache
+def _factors(count: int) -> Tensor:
+    return torch.linspace(1.0, 2.0, count, dtype=torch.float64)
 
 
 @functools.cache
