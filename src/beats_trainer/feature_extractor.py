@@ -407,7 +407,8 @@ class BEATsFeatureExtractor:
             retry_failed: Do files anew of which a part could not be read. Those that could not be read at
                 all are tried again anyway.
             overwrite: Begin anew, where the output holds a store already; replace a file of any kind.
-            rows_per_shard: Rows that are written at a time; at most these are computed again after a kill.
+            rows_per_shard: Rows that are written at a time; at most these are computed again after a kill. Per
+                time step, a shard has the rows of at least one batch of windows.
             progress: Show a progress bar; ``None`` shows one on a terminal.
 
         Returns:

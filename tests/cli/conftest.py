@@ -20,7 +20,7 @@ def workplace(tmp_path_factory):
     try:
         code = main(
             [
-                *("train", "recordings", "--from-scratch", "--epochs", "6", "--lr", "3e-3"),
+                *("train", "recordings", "--from-scratch", "--epochs", "20", "--lr", "3e-3"),
                 *("--batch-size", "8", "--device", "cpu", "--precision", "float32"),
                 *(
                     "--data.num_workers",

@@ -142,7 +142,6 @@ class Encoder:
 
     Attributes:
         grid: How clips longer than ``window_s`` are cut.
-        num_layers_kept: K; 1 for a learned pooling, which mixes all of them.
     """
 
     def __init__(

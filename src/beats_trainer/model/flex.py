@@ -192,9 +192,7 @@ def _is_right(
                 _error(device, dtype, (num_clips, num_heads, num_tokens, head_dim), needs_gradient)
                 for num_clips, num_tokens in ((2, _LEAST_TOKENS + 8), (3, 2 * _LEAST_TOKENS + 40))
             )
-    except (
-        Exception
-    ) as failure:  # a compiler may fail in any way, and the work can go on without it
+    except Exception as failure:  # a compiler may fail in any way; the work goes on without it
         _give_up(dtype, failure)
         return False
     if error > _TOLERANCES[dtype]:
