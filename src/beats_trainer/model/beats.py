@@ -175,13 +175,7 @@ class BEATs(nn.Module):
                 f"Expected a filterbank of shape (batch, at least {patch} frames, {NUM_MEL_BINS}), "
                 f"got {tuple(fbank.shape)}."
             )
-        patches_BCtf = self.patch_embedding(fbank[:, None])
-        tokens_BTC = patches_BCtf.flatten(2).transpose(1, 2)  # time-major: token = step * 8 + band
-        tokens_BTC = self.layer_norm(tokens_BTC)
-        if self.post_extract_proj is not None:
-            tokens_BTC = self.post_extract_proj(tokens_BTC)
-        tokens_BTD = self.dropout_input(tokens_BTC)
-
+        tokens_BTD = self.embed_patches(fbank)
         num_clips, num_tokens = tokens_BTD.shape[:2]
         padded_BT: Tensor | None = None
         if token_padding_mask is not None:
@@ -208,9 +202,25 @@ class BEATs(nn.Module):
         tokens_BTD, layers = self.encoder(tokens_BTD, padded_BT, output_layers)
         return BEATsOutput(tokens_BTD, _moved(token_lengths, tokens_BTD), layers)
 
+    def embed_patches(self, fbank: Tensor) -> Tensor:
+        """Turn each patch of a filterbank into a token, which knows nothing of the others.
 
-class TransformerEncoder(nn.Module):
-    """Position convolution, then transformer layers that share one relative-position table.
+        Args:
+            fbank: Normalised, shape ``(B, F, 128)``, of at least one time step.
+
+        Returns:
+            What the encoder reads, shape ``(B, T, D)``, time-major: token = step * 8 + band.
+        """
+        patches_BCtf = self.patch_embedding(fbank[:, None])
+        tokens_BTC = self.layer_norm(patches_BCtf.flatten(2).transpose(1, 2))
+        if self.post_extract_proj is not None:
+            tokens_BTC = self.post_extract_proj(tokens_BTC)
+        tokens_BTD: Tensor = self.dropout_input(tokens_BTC)
+        return tokens_BTD
+
+
+class LayerStack(nn.Module):
+    """Transformer layers that share one relative-position table.
 
     Attributes:
         recomputes_layers: Whether training keeps of each layer its input only, and computes the layer once
@@ -220,28 +230,18 @@ class TransformerEncoder(nn.Module):
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         a = architecture
-        self.dropout = Dropout(a.dropout)
-        self.layer_norm_first = a.layer_norm_first
         self.layer_drop = a.encoder_layerdrop
         self.recomputes_layers = False
-        conv = _PositionConv(
-            a.encoder_embed_dim,
-            a.encoder_embed_dim,
-            a.conv_pos,
-            padding=a.conv_pos // 2,
-            groups=a.conv_pos_groups,
-        )
-        nn.init.normal_(conv.weight, std=math.sqrt(4 / (a.conv_pos * a.encoder_embed_dim)))
-        nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
-        self.pos_conv = nn.Sequential(weight_norm(conv, dim=2), _KeepLength(a.conv_pos), nn.GELU())
-        self.layer_norm = nn.LayerNorm(a.encoder_embed_dim)
+        self._build(a)
+        self._initialise(a)
+
+    def _build(self, a: Architecture) -> None:
         self.relative_attention_bias = (
             RelativePositionBias(a.num_buckets, a.max_distance, a.encoder_attention_heads)
             if a.relative_position_embedding
             else None
         )
         self.layers = nn.ModuleList(EncoderLayer(a) for _ in range(a.encoder_layers))
-        self._initialise(a)
 
     def _initialise(self, a: Architecture) -> None:
         """BERT's initialisation, then DeepNorm's gains (DeepNet, arXiv 2203.00555, figure 2)."""
@@ -265,18 +265,24 @@ class TransformerEncoder(nn.Module):
                 ):
                     nn.init.xavier_normal_(linear.weight, gain=gain)
 
-    def forward(
-        self, tokens_BTD: Tensor, padded_BT: Tensor | None, output_layers: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        if padded_BT is not None:
-            # The convolution reaches over the clip's end: padding must look like nothing to it.
-            tokens_BTD = tokens_BTD.masked_fill(padded_BT[:, :, None], 0.0)
-        tokens_BTD = tokens_BTD + self.pos_conv(tokens_BTD.transpose(1, 2)).transpose(1, 2)
-        if not self.layer_norm_first:
-            tokens_BTD = self.layer_norm(tokens_BTD)
-        tokens_BTD = self.dropout(tokens_BTD)
+    def run_layers(
+        self,
+        tokens_BTD: Tensor,
+        position: Tensor | None,
+        padded_BT: Tensor | None,
+        output_layers: bool = False,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Pass tokens through all layers.
 
-        position = self._position_bias(tokens_BTD)
+        Args:
+            tokens_BTD: The first layer's input.
+            position: From `position_bias`, or the table's ``between``.
+            padded_BT: True where a token is padding.
+            output_layers: Whether to give each layer's output too.
+
+        Returns:
+            The last layer's output, and the first layer's input with each output, if asked.
+        """
         layers = [tokens_BTD]
         for layer in self.layers:
             if self.training and self.layer_drop > 0 and torch.rand(()) < self.layer_drop:
@@ -288,11 +294,9 @@ class TransformerEncoder(nn.Module):
                 tokens_BTD = _call(layer, tokens_BTD, position, padded_BT, recompute=recompute)
             if output_layers:
                 layers.append(tokens_BTD)
-        if self.layer_norm_first:
-            tokens_BTD = self.layer_norm(tokens_BTD)
-        return tokens_BTD, torch.stack(layers) if output_layers else None
+        return tokens_BTD, layers
 
-    def _position_bias(self, tokens_BTD: Tensor) -> Tensor | None:
+    def position_bias(self, tokens_BTD: Tensor) -> Tensor | None:
         """Of every pair of positions, ``(H, T, T)``; or by distance, ``(H, 2T - 1)``, for the kernel."""
         table = self.relative_attention_bias
         if table is None:
@@ -311,6 +315,77 @@ class TransformerEncoder(nn.Module):
         )
         num_tokens = tokens_BTD.shape[1]
         return table.by_distance(num_tokens) if in_kernel else table(num_tokens)
+
+
+class TransformerEncoder(LayerStack):
+    """Position convolution, then transformer layers."""
+
+    def _build(self, a: Architecture) -> None:
+        self.dropout = Dropout(a.dropout)
+        self.layer_norm_first = a.layer_norm_first
+        conv = _PositionConv(
+            a.encoder_embed_dim,
+            a.encoder_embed_dim,
+            a.conv_pos,
+            padding=a.conv_pos // 2,
+            groups=a.conv_pos_groups,
+        )
+        nn.init.normal_(conv.weight, std=math.sqrt(4 / (a.conv_pos * a.encoder_embed_dim)))
+        nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+        self.pos_conv = nn.Sequential(weight_norm(conv, dim=2), _KeepLength(a.conv_pos), nn.GELU())
+        self.layer_norm = nn.LayerNorm(a.encoder_embed_dim)
+        super()._build(a)
+
+    def forward(
+        self, tokens_BTD: Tensor, padded_BT: Tensor | None, output_layers: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        if padded_BT is not None:
+            # The convolution reaches over the clip's end: padding must look like nothing to it.
+            tokens_BTD = tokens_BTD.masked_fill(padded_BT[:, :, None], 0.0)
+        tokens_BTD = self._start(tokens_BTD + self._convolve(tokens_BTD))
+        position = self.position_bias(tokens_BTD)
+        tokens_BTD, layers = self.run_layers(tokens_BTD, position, padded_BT, output_layers)
+        return self._end(tokens_BTD), torch.stack(layers) if output_layers else None
+
+    def encode_kept(
+        self, tokens_BKD: Tensor, kept_BK: Tensor, num_tokens: int, padded_BK: Tensor | None = None
+    ) -> Tensor:
+        """Encode some of each clip's tokens, each at the position that it has among all of them.
+
+        The others are not there: attention does not see them, and to the position convolution they are zero.
+
+        Args:
+            tokens_BKD: The K tokens of each clip.
+            kept_BK: Their positions among all of a clip's tokens, each in ``0..num_tokens - 1``.
+            num_tokens: Tokens T of a whole clip.
+            padded_BK: True where a row is padding, whose position means nothing; ``None``: no row is.
+
+        Returns:
+            Shape ``(B, K, D)``. With all tokens kept, the same as ``forward``.
+        """
+        if padded_BK is not None:
+            tokens_BKD = tokens_BKD.masked_fill(padded_BK[:, :, None], 0.0)
+        where_BKD = kept_BK[:, :, None].expand_as(tokens_BKD)
+        grid_BTD = tokens_BKD.new_zeros(len(tokens_BKD), num_tokens, tokens_BKD.shape[2])
+        grid_BTD = grid_BTD.scatter_add(1, where_BKD, tokens_BKD)  # padding adds zeros
+        convolved_BTD = self._convolve(grid_BTD)
+        tokens_BKD = self._start(tokens_BKD + convolved_BTD.gather(1, where_BKD))
+        table = self.relative_attention_bias
+        position = None if table is None else table.between(kept_BK, num_tokens)
+        return self._end(self.run_layers(tokens_BKD, position, padded_BK)[0])
+
+    def _convolve(self, tokens_BTD: Tensor) -> Tensor:
+        convolved_BTD: Tensor = self.pos_conv(tokens_BTD.transpose(1, 2)).transpose(1, 2)
+        return convolved_BTD
+
+    def _start(self, tokens_BTD: Tensor) -> Tensor:
+        if not self.layer_norm_first:
+            tokens_BTD = self.layer_norm(tokens_BTD)
+        dropped_BTD: Tensor = self.dropout(tokens_BTD)
+        return dropped_BTD
+
+    def _end(self, tokens_BTD: Tensor) -> Tensor:
+        return self.layer_norm(tokens_BTD) if self.layer_norm_first else tokens_BTD
 
 
 class EncoderLayer(nn.Module):
@@ -412,10 +487,10 @@ class GatedRelativeAttention(nn.Module):
         k_BHTd: Tensor,
         v_BHTd: Tensor,
         gate_BHT1: Tensor | None,
-        bias_HTT: Tensor | None,
+        bias: Tensor | None,
         padded_BT: Tensor | None,
     ) -> Tensor:
-        bias = _attention_bias(gate_BHT1, bias_HTT, padded_BT)
+        bias = _attention_bias(gate_BHT1, bias, padded_BT)
         bias = None if bias is None else bias.to(q_BHTd.dtype)
         return attend(q_BHTd, k_BHTd, v_BHTd, bias, self.dropout if self.training else 0.0)
 
@@ -425,28 +500,31 @@ class GatedRelativeAttention(nn.Module):
         k_BHTd: Tensor,
         v_BHTd: Tensor,
         gate_BHT1: Tensor | None,
-        bias_HTT: Tensor | None,
+        bias: Tensor | None,
         padded_BT: Tensor | None,
     ) -> Tensor:
         """As `_attend`; the scores of one clip at a time stay in the processor's cache, and none are kept."""
         of_batch = (q_BHTd, k_BHTd, v_BHTd, gate_BHT1, padded_BT)
         parts = zip(
             *([None] * len(q_BHTd) if each is None else torch.split(each, 1) for each in of_batch),
+            [bias] * len(q_BHTd) if bias is None or bias.ndim == 3 else bias.split(1),
             strict=True,
         )
         return torch.cat(
             [
-                _call(self._attend, q, k, v, gate, bias_HTT, padded, recompute=True)
-                for q, k, v, gate, padded in parts
+                _call(self._attend, q, k, v, gate, bias_of_clip, padded, recompute=True)
+                for q, k, v, gate, padded, bias_of_clip in parts
             ]
         )
 
 
 def _attention_bias(
-    gate_BHT1: Tensor | None, bias_HTT: Tensor | None, padded_BT: Tensor | None
+    gate_BHT1: Tensor | None, bias: Tensor | None, padded_BT: Tensor | None
 ) -> Tensor | None:
-    """What is added to the attention scores: gate * position bias, -inf at padded keys."""
-    bias = None if bias_HTT is None else bias_HTT[None]
+    """What is added to the attention scores: gate * position bias, -inf at padded keys.
+
+    The bias is that of all clips, ``(H, T, T)``, or one for each, ``(B, H, T, T)``.
+    """
     if bias is not None and gate_BHT1 is not None:
         bias = gate_BHT1 * bias
     if padded_BT is not None:
@@ -521,6 +599,12 @@ class RelativePositionBias(nn.Embedding):
     def forward(self, num_tokens: int) -> Tensor:  # type: ignore[override]
         """Return the bias of every pair of positions, shape ``(H, T, T)``, query before key."""
         return table_of(self.by_distance(num_tokens))
+
+    def between(self, positions_BK: Tensor, num_tokens: int) -> Tensor:
+        """Return the bias between tokens at these of ``num_tokens`` positions, shape ``(B, H, K, K)``."""
+        ahead_BKK = positions_BK[:, None, :] - positions_BK[:, :, None]
+        bias_BHKK = self.by_distance(num_tokens).T[ahead_BKK + num_tokens - 1].permute(0, 3, 1, 2)
+        return bias_BHKK
 
     def by_distance(self, num_tokens: int) -> Tensor:
         """Return the bias by how far the key lies ahead, ``1 - T .. T - 1``, shape ``(H, 2T - 1)``."""
