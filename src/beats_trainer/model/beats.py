@@ -31,6 +31,7 @@ from torch.utils.checkpoint import checkpoint
 
 from beats_trainer.constants import NUM_MEL_BINS
 from beats_trainer.model.architecture import Architecture
+from beats_trainer.model.blocks import attend_in_blocks, blocks_fit
 from beats_trainer.model.dropout import Dropout, drop
 from beats_trainer.model.fbank import KaldiFbank
 from beats_trainer.model.flex import attend_in_kernel, kernel_fits, table_of
@@ -219,6 +220,19 @@ class BEATs(nn.Module):
         return tokens_BTD
 
 
+@dataclass(frozen=True)
+class PositionLine:
+    """The position bias of each distance, for attention that needs no table of all pairs.
+
+    Attributes:
+        line: By how far the key lies ahead, ``1 - T .. T - 1``, shape ``(H, 2T - 1)``.
+        in_blocks: For blocks on a CPU, rather than a GPU's kernel.
+    """
+
+    line: Tensor
+    in_blocks: bool
+
+
 class LayerStack(nn.Module):
     """Transformer layers that share one relative-position table.
 
@@ -268,7 +282,7 @@ class LayerStack(nn.Module):
     def run_layers(
         self,
         tokens_BTD: Tensor,
-        position: Tensor | None,
+        position: Tensor | PositionLine | None,
         padded_BT: Tensor | None,
         output_layers: bool = False,
     ) -> tuple[Tensor, list[Tensor]]:
@@ -296,25 +310,28 @@ class LayerStack(nn.Module):
                 layers.append(tokens_BTD)
         return tokens_BTD, layers
 
-    def position_bias(self, tokens_BTD: Tensor) -> Tensor | None:
-        """Of every pair of positions, ``(H, T, T)``; or by distance, ``(H, 2T - 1)``, for the kernel."""
+    def position_bias(self, tokens_BTD: Tensor) -> "Tensor | PositionLine | None":
+        """Of every pair of positions, ``(H, T, T)``; or by distance, where no table is needed."""
         table = self.relative_attention_bias
         if table is None:
             return None
         first = self.layers[0]
         assert isinstance(first, EncoderLayer)
         attention = first.self_attn
-        needs_gradient = torch.is_grad_enabled() and any(
-            parameter.requires_grad for parameter in self.parameters()
+        needs_gradient = torch.is_grad_enabled() and (
+            tokens_BTD.requires_grad
+            or any(parameter.requires_grad for parameter in self.parameters())
         )
-        in_kernel = kernel_fits(
-            tokens_BTD,
-            attention.num_heads,
-            dropout=attention.dropout if self.training else 0.0,
-            needs_gradient=needs_gradient,
-        )
+        dropout = attention.dropout if self.training else 0.0
         num_tokens = tokens_BTD.shape[1]
-        return table.by_distance(num_tokens) if in_kernel else table(num_tokens)
+        if kernel_fits(
+            tokens_BTD, attention.num_heads, dropout=dropout, needs_gradient=needs_gradient
+        ):
+            return PositionLine(table.by_distance(num_tokens), in_blocks=False)
+        if blocks_fit(tokens_BTD, dropout=dropout, needs_gradient=needs_gradient):
+            return PositionLine(table.by_distance(num_tokens), in_blocks=True)
+        bias_HTT: Tensor = table(num_tokens)
+        return bias_HTT
 
 
 class TransformerEncoder(LayerStack):
@@ -406,7 +423,7 @@ class EncoderLayer(nn.Module):
         self.final_layer_norm = nn.LayerNorm(a.encoder_embed_dim)
 
     def forward(
-        self, tokens_BTD: Tensor, position: Tensor | None, padded_BT: Tensor | None
+        self, tokens_BTD: Tensor, position: Tensor | PositionLine | None, padded_BT: Tensor | None
     ) -> Tensor:
         if self.layer_norm_first:
             normed_BTD = self.self_attn_layer_norm(tokens_BTD)
@@ -453,7 +470,7 @@ class GatedRelativeAttention(nn.Module):
             self.grep_a = nn.Parameter(torch.ones(1, a.encoder_attention_heads, 1, 1))
 
     def forward(
-        self, tokens_BTD: Tensor, position: Tensor | None, padded_BT: Tensor | None
+        self, tokens_BTD: Tensor, position: Tensor | PositionLine | None, padded_BT: Tensor | None
     ) -> Tensor:
         num_clips, num_tokens, width = tokens_BTD.shape
 
@@ -464,12 +481,13 @@ class GatedRelativeAttention(nn.Module):
         k_BHTd = split_heads(self.k_proj(tokens_BTD))
         v_BHTd = split_heads(self.v_proj(tokens_BTD))
         gate_BHT1 = self._gate(q_BHTd) if position is not None and self.is_gated else None
-        if position is not None and position.ndim == 2:  # a line (H, 2T - 1), for the kernel
-            mixed_BHTd = attend_in_kernel(q_BHTd, k_BHTd, v_BHTd, gate_BHT1, position, padded_BT)
+        if isinstance(position, PositionLine):
+            attend_all = _attend_in_blocks if position.in_blocks else attend_in_kernel
+            mixed_BHTd = attend_all(q_BHTd, k_BHTd, v_BHTd, gate_BHT1, position.line, padded_BT)
         else:
             spares = _spares_memory(self, q_BHTd) and num_tokens**2 * self.num_heads >= _MANY_SCORES
-            attend_all = self._attend_by_clip if spares else self._attend
-            mixed_BHTd = attend_all(q_BHTd, k_BHTd, v_BHTd, gate_BHT1, position, padded_BT)
+            attend_some = self._attend_by_clip if spares else self._attend
+            mixed_BHTd = attend_some(q_BHTd, k_BHTd, v_BHTd, gate_BHT1, position, padded_BT)
         mixed_BTD = mixed_BHTd.transpose(1, 2).reshape(num_clips, num_tokens, width)
         attended_BTD: Tensor = self.out_proj(mixed_BTD)
         return attended_BTD
@@ -507,7 +525,7 @@ class GatedRelativeAttention(nn.Module):
         of_batch = (q_BHTd, k_BHTd, v_BHTd, gate_BHT1, padded_BT)
         parts = zip(
             *([None] * len(q_BHTd) if each is None else torch.split(each, 1) for each in of_batch),
-            [bias] * len(q_BHTd) if bias is None or bias.ndim == 3 else bias.split(1),
+            [bias] * len(q_BHTd) if bias is None or bias.ndim == 3 else torch.split(bias, 1),
             strict=True,
         )
         return torch.cat(
@@ -554,6 +572,23 @@ def _spares_memory(module: nn.Module, values: Tensor) -> bool:
     scores anyway.
     """
     return module.training and values.device.type == "cpu"
+
+
+def _attend_in_blocks(
+    q_BHTd: Tensor,
+    k_BHTd: Tensor,
+    v_BHTd: Tensor,
+    gate_BHT1: Tensor | None,
+    line_HR: Tensor,
+    padded_BT: Tensor | None,
+) -> Tensor:
+    """As `attend_in_kernel`; of the gate and the line, which autocast leaves alone, in the queries' format."""
+    gate_BHT1 = None if gate_BHT1 is None else gate_BHT1.to(q_BHTd.dtype)
+    mixed_BTD = attend_in_blocks(
+        q_BHTd, k_BHTd, v_BHTd, gate_BHT1, line_HR.to(q_BHTd.dtype), padded_BT
+    )
+    num_clips, num_heads, num_tokens, _ = q_BHTd.shape
+    return mixed_BTD.view(num_clips, num_tokens, num_heads, -1).transpose(1, 2)
 
 
 def attend(

@@ -15,12 +15,13 @@ Two tricks keep it short:
 Shapes in this file: B clips, H heads, T tokens, K keys (T, rounded up), d width of a head.
 """
 
+import functools
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-__all__ = ["add_product", "attend_in_blocks"]
+__all__ = ["add_product", "attend_in_blocks", "blocks_fit"]
 
 _LANES = 32
 """Keys come in multiples of this: bfloat16 values in the widest vector register."""
@@ -30,6 +31,29 @@ _BLOCK_SCORES = 2**19
 
 _SCORES_PER_LINEAR = 25_000
 """From this many scores of a head, per thread, oneDNN's own float32 product wins over the batched one."""
+
+
+def blocks_fit(tokens_BTD: Tensor, *, dropout: float, needs_gradient: bool) -> bool:
+    """Whether attention over these tokens can be computed in blocks.
+
+    Args:
+        tokens_BTD: The input of the first layer.
+        dropout: Of the attention weights: blocks have none.
+        needs_gradient: Whether anything here needs a gradient: blocks give none.
+
+    Example:
+        >>> blocks_fit(torch.zeros(1, 8, 4), dropout=0.0, needs_gradient=False)
+        True
+    """
+    if tokens_BTD.device.type != "cpu" or dropout > 0 or needs_gradient:
+        return False
+    if (
+        torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+    ):  # an exported graph has plain products
+        return False
+    is_cast = torch.is_autocast_enabled("cpu")
+    dtype = torch.get_autocast_dtype("cpu") if is_cast else tokens_BTD.dtype
+    return dtype in (torch.float32, torch.bfloat16)
 
 
 def attend_in_blocks(
@@ -70,7 +94,9 @@ def attend_in_blocks(
     bias_HTK = None if bias_HL is None else _by_reversed_key(bias_HL, num_tokens, num_keys)
     threads = torch.get_num_threads()
     use_linear = (
-        q_BHTd.dtype == torch.float32 and num_tokens * num_keys >= _SCORES_PER_LINEAR * threads
+        q_BHTd.dtype == torch.float32
+        and num_tokens * num_keys >= _SCORES_PER_LINEAR * threads
+        and _adds_products()
     )
     if use_linear:  # a linear map's weight: one row per output
         values = values.transpose(2, 3).contiguous()
@@ -119,6 +145,19 @@ def add_product(sums: Tensor, values: Tensor, weight: Tensor) -> Tensor:
     """
     added: Tensor = torch.ops.mkldnn._linear_pointwise.binary(values, sums, weight, None, "add")
     return added
+
+
+@functools.cache
+def _adds_products() -> bool:
+    """Try oneDNN's own product once: its operators are torch's inner ones, and may change."""
+    values = torch.arange(12.0).view(3, 4)
+    try:
+        with torch.inference_mode():
+            added = add_product(torch.ones(3, 3), values, values)
+            product = _linear(values, values)
+    except (RuntimeError, AttributeError, TypeError):
+        return False
+    return torch.equal(added, product + 1.0) and torch.equal(product, values @ values.T)
 
 
 def _by_reversed_key(bias_HL: Tensor, num_tokens: int, num_keys: int) -> Tensor:
