@@ -83,6 +83,8 @@ class BEATsFeatureExtractor:
         pooling: ``"mean"``, ``"max"``, ``"first"`` (also ``"cls"``: but BEATs has no class token),
             ``"last"``, or ``"none"`` for every token.
         precision: ``"auto"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+        compile: Whether a GPU runs the encoder compiled for each shape of batch that comes, which takes a minute
+            per shape; not measured on a GPU yet, without effect elsewhere.
         batch_size: Most clips in a batch; ``None`` or ``"auto"`` chooses by the device, its free memory and the
             network, in tokens: many short clips, few long ones.
         window_s: Seconds that are encoded at once.
@@ -106,6 +108,7 @@ class BEATsFeatureExtractor:
         pooling: str = "mean",
         *,
         precision: str = "auto",
+        compile: bool = False,
         batch_size: BatchSize = None,
         window_s: float = DEFAULT_WINDOW_S,
         num_threads: int | None = None,
@@ -113,6 +116,7 @@ class BEATsFeatureExtractor:
         self.pooling = check_pooling(pooling)
         self.device = resolve_device(device)
         self.precision = precision
+        self.compile = compile
         self.batch_size = check_batch_size(batch_size)
         self.window_s = window_s
         self.num_threads = num_threads
@@ -442,6 +446,7 @@ class BEATsFeatureExtractor:
             self.layer if layers is None else tuple(layers),
             per_step=per_step,
             precision=self.precision,
+            compile=self.compile,
             window_s=self.window_s,
         )
         if per_step and window_s is None:
@@ -545,6 +550,7 @@ class BEATsFeatureExtractor:
             layer=layer,
             batch_size=batch_size or self.batch_size,
             precision=self.precision,
+            compile=self.compile,
             window_s=self.window_s,
             num_threads=self.num_threads,
             on_error=on_error,

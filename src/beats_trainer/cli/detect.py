@@ -166,6 +166,7 @@ def run(arguments: argparse.Namespace) -> ExitCode:
         arguments.model,
         device=arguments.device,
         precision=arguments.precision,
+        compile=arguments.compile,
         batch_size=arguments.batch_size,
     )
     base = {} if of_all is None else dict.fromkeys(predictor.labels, of_all)

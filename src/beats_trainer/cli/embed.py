@@ -104,6 +104,7 @@ def run(arguments: argparse.Namespace) -> ExitCode:
         arguments.layer,
         arguments.pooling,
         precision=arguments.precision,
+        compile=arguments.compile,
         batch_size=arguments.batch_size,
     )
     store = extractor.embed_to(

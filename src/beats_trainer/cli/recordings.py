@@ -41,6 +41,11 @@ def add_inference_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="most clips in a batch (default: auto, as many as suit the device and fit its memory)",
     )
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="on a CUDA device, compile the network for the shapes that come (a minute each)",
+    )
 
 
 def add_on_error_option(parser: argparse.ArgumentParser) -> None:

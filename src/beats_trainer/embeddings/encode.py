@@ -189,6 +189,7 @@ def encode_clips(
     batch_size: BatchSize = None,
     precision: str = "auto",
     window_s: float = DEFAULT_WINDOW_S,
+    compile: bool = False,
     num_threads: int | None = None,
     on_error: Literal["raise", "skip"] = "raise",
     progress: bool | None = None,
@@ -211,6 +212,7 @@ def encode_clips(
             ``"auto"`` chooses by the device, its free memory and the network.
         precision: ``"auto"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``.
         window_s: Seconds that are encoded at once.
+        compile: As for `Encoder`.
         num_threads: Threads that decode ahead; ``None`` chooses by the machine.
         on_error: ``"raise"`` at the first unreadable input, or ``"skip"`` it and report it.
         progress: Show a bar; ``None`` shows one on a terminal and for more than one input.
@@ -226,7 +228,9 @@ def encode_clips(
     check_batch_size(batch_size)
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error must be 'raise' or 'skip', not {on_error!r}.")
-    encoder = Encoder(network, pooling, layer, precision=precision, window_s=window_s)
+    encoder = Encoder(
+        network, pooling, layer, precision=precision, window_s=window_s, compile=compile
+    )
     encoded = Encoded([], [], [], encoder.precision)
     stream = encode_stream(encoder, (Work(source) for source in inputs), batch_size, num_threads)
     with (

@@ -9,6 +9,7 @@ width, L layers, K layers that are kept.
 """
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -28,6 +29,7 @@ from beats_trainer.embeddings.pieces import TokenGrid
 from beats_trainer.errors import BEATsTrainerError
 from beats_trainer.loading import collate_waveforms
 from beats_trainer.model.beats import BEATs, BEATsOutput
+from beats_trainer.model.compiled import compiled_for_inference
 from beats_trainer.model.lengths import count_frames, count_tokens
 from beats_trainer.model.packed import prepared_for_inference
 from beats_trainer.model.pooling import (
@@ -136,6 +138,8 @@ class Encoder:
         per_step: Pool the frequency patches of each time step (160 ms), instead of all tokens of a clip.
         precision: ``"auto"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``.
         window_s: Seconds that are encoded at once.
+        compile: Whether a GPU runs the encoder compiled, see `compiled_for_inference`; on a CPU, where weights
+            are packed instead, this has no effect.
 
     Raises:
         ValueError: If an argument is not as described.
@@ -153,6 +157,7 @@ class Encoder:
         per_step: bool = False,
         precision: str = "auto",
         window_s: float = DEFAULT_WINDOW_S,
+        compile: bool = False,
     ) -> None:
         last = network.architecture.encoder_layers
         layer = check_layer(layer, last)
@@ -172,6 +177,13 @@ class Encoder:
         self.per_step = per_step
         self.device = next(network.parameters()).device
         self.dtype = resolve_precision(precision, self.device)
+        self._is_compiled = compile and self.device.type == "cuda"
+        if compile and not self._is_compiled:
+            warnings.warn(
+                f"compile has no effect on {self.device.type}: it is for CUDA.",
+                UserWarning,
+                stacklevel=2,
+            )
         self._attention_bytes = attention_bytes(self.device)
         self.grid = TokenGrid.of(network.architecture, window_s)
         self.is_single = isinstance(layer, int)
@@ -197,7 +209,11 @@ class Encoder:
         """Dropout and layer drop are off inside; the network's modes are put back afterwards."""
         modes = [(module, module.training) for module in self.network.modules()]
         self.network.eval()
-        self._running = prepared_for_inference(self.network, self.dtype)
+        self._running = (
+            compiled_for_inference(self.network)
+            if self._is_compiled
+            else prepared_for_inference(self.network, self.dtype)
+        )
         self._attention_bytes = attention_bytes(self.device)
         try:
             yield

@@ -356,13 +356,21 @@ class TransformerEncoder(LayerStack):
     def forward(
         self, tokens_BTD: Tensor, padded_BT: Tensor | None, output_layers: bool
     ) -> tuple[Tensor, Tensor | None]:
+        tokens_BTD = self.start(tokens_BTD, padded_BT)
+        position = self.position_bias(tokens_BTD)
+        tokens_BTD, layers = self.run_layers(tokens_BTD, position, padded_BT, output_layers)
+        return self.end(tokens_BTD), torch.stack(layers) if output_layers else None
+
+    def start(self, tokens_BTD: Tensor, padded_BT: Tensor | None) -> Tensor:
+        """What comes before the layers: positions, and the norm of a post-norm network."""
         if padded_BT is not None:
             # The convolution reaches over the clip's end: padding must look like nothing to it.
             tokens_BTD = tokens_BTD.masked_fill(padded_BT[:, :, None], 0.0)
-        tokens_BTD = self._start(tokens_BTD + self._convolve(tokens_BTD))
-        position = self.position_bias(tokens_BTD)
-        tokens_BTD, layers = self.run_layers(tokens_BTD, position, padded_BT, output_layers)
-        return self._end(tokens_BTD), torch.stack(layers) if output_layers else None
+        return self._normed(tokens_BTD + self._convolve(tokens_BTD))
+
+    def end(self, tokens_BTD: Tensor) -> Tensor:
+        """What comes after the layers: the norm of a pre-norm network."""
+        return self.layer_norm(tokens_BTD) if self.layer_norm_first else tokens_BTD
 
     def encode_kept(
         self, tokens_BKD: Tensor, kept_BK: Tensor, num_tokens: int, padded_BK: Tensor | None = None
@@ -386,23 +394,20 @@ class TransformerEncoder(LayerStack):
         grid_BTD = tokens_BKD.new_zeros(len(tokens_BKD), num_tokens, tokens_BKD.shape[2])
         grid_BTD = grid_BTD.scatter_add(1, where_BKD, tokens_BKD)  # padding adds zeros
         convolved_BTD = self._convolve(grid_BTD)
-        tokens_BKD = self._start(tokens_BKD + convolved_BTD.gather(1, where_BKD))
+        tokens_BKD = self._normed(tokens_BKD + convolved_BTD.gather(1, where_BKD))
         table = self.relative_attention_bias
         position = None if table is None else table.between(kept_BK, num_tokens)
-        return self._end(self.run_layers(tokens_BKD, position, padded_BK)[0])
+        return self.end(self.run_layers(tokens_BKD, position, padded_BK)[0])
 
     def _convolve(self, tokens_BTD: Tensor) -> Tensor:
         convolved_BTD: Tensor = self.pos_conv(tokens_BTD.transpose(1, 2)).transpose(1, 2)
         return convolved_BTD
 
-    def _start(self, tokens_BTD: Tensor) -> Tensor:
+    def _normed(self, tokens_BTD: Tensor) -> Tensor:
         if not self.layer_norm_first:
             tokens_BTD = self.layer_norm(tokens_BTD)
         dropped_BTD: Tensor = self.dropout(tokens_BTD)
         return dropped_BTD
-
-    def _end(self, tokens_BTD: Tensor) -> Tensor:
-        return self.layer_norm(tokens_BTD) if self.layer_norm_first else tokens_BTD
 
 
 class EncoderLayer(nn.Module):
