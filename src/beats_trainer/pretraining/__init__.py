@@ -1,0 +1,15 @@
+"""Self-supervision: learn from sound without labels. Tensors in, losses out; `training` feeds it."""
+
+from beats_trainer.pretraining.masked_model import MaskedAudioModel, MaskedOutput, Positions
+from beats_trainer.pretraining.masking import KeptTokens, choose_kept, mask_noise
+from beats_trainer.pretraining.predictor import LabelPredictor
+
+__all__ = [
+    "KeptTokens",
+    "LabelPredictor",
+    "MaskedAudioModel",
+    "MaskedOutput",
+    "Positions",
+    "choose_kept",
+    "mask_noise",
+]
