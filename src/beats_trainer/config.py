@@ -13,22 +13,19 @@ nor pandas: the command line reads it to print its help.
 
 import copy
 import dataclasses
-import difflib
-import math
-import numbers
 import os
 import re
-import types
 import typing
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, TypeVar
 
 from beats_trainer.constants import NUM_MEL_BINS, SAMPLE_RATE
 from beats_trainer.errors import ConfigError
 from beats_trainer.presets import PRESETS, Mode, Preset
+from beats_trainer.settings import Settings, build, coerce, dotted, plain, shown
 
 __all__ = [
     "AugmentationConfig",
@@ -68,19 +65,8 @@ _ARCHITECTURE_FIELDS = (
 )
 
 
-class _Settings:
-    """What the dataclasses share: only declared names can be set, paths are kept as text."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name not in _field_names(type(self)):
-            raise ConfigError(_unknown_setting(name, type(self)))
-        object.__setattr__(
-            self, name, os.fspath(value) if isinstance(value, os.PathLike) else value
-        )
-
-
 @dataclass
-class DataConfig(_Settings):
+class DataConfig(Settings):
     """Which clips, how they are divided, and how they are read."""
 
     data_dir: str | os.PathLike[str] | None = None
@@ -154,7 +140,7 @@ class DataConfig(_Settings):
 
 
 @dataclass
-class ModelConfig(_Settings):
+class ModelConfig(Settings):
     """Which network to start from, what of it to train, and the head on top."""
 
     model_path: str | os.PathLike[str] | None = None
@@ -297,7 +283,7 @@ class ModelConfig(_Settings):
 
 
 @dataclass
-class TrainingConfig(_Settings):
+class TrainingConfig(Settings):
     """How the weights are fitted, and what of a run is kept."""
 
     learning_rate: float | None = None
@@ -398,7 +384,7 @@ class TrainingConfig(_Settings):
 
 
 @dataclass
-class AugmentationConfig(_Settings):
+class AugmentationConfig(Settings):
     """How training clips are changed at random, another way in each epoch; off by default."""
 
     gain_db: float = 0.0
@@ -477,7 +463,7 @@ def settled(value: T | None) -> T:
 
 
 @dataclass
-class Config(_Settings):
+class Config(Settings):
     """All settings of one training run.
 
     Example:
@@ -594,7 +580,7 @@ trained at that rate. Files of any rate are resampled to it, there is nothing to
             >>> Config.from_dict(Config(seed=7).to_dict()) == Config(seed=7)
             True
         """
-        return {item.name: _plain(getattr(self, item.name)) for item in dataclasses.fields(self)}
+        return {item.name: plain(getattr(self, item.name)) for item in dataclasses.fields(self)}
 
     def to_yaml(self, path: str | os.PathLike[str]) -> None:
         """Write all settings to a YAML file, which :meth:`from_yaml` reads back."""
@@ -618,7 +604,7 @@ trained at that rate. Files of any rate are resampled to it, there is nothing to
             >>> Config.from_dict({"training": {"learning_rate": "5e-5"}}).training.learning_rate
             5e-05
         """
-        config = _build(cls, settings, "")
+        config = build(cls, settings, "")
         config.validate()
         return config
 
@@ -647,157 +633,27 @@ trained at that rate. Files of any rate are resampled to it, there is nothing to
             raise ConfigError(f"In {os.fspath(path)}: {error}") from None
 
 
-_SECTIONS: dict[str, type[_Settings]] = {
+_SECTIONS: dict[str, type[Settings]] = {
     "data": DataConfig,
     "model": ModelConfig,
     "training": TrainingConfig,
     "augmentation": AugmentationConfig,
     "": Config,
 }
-
-S = TypeVar("S", bound=_Settings)
-
-
-def _field_names(owner: type[_Settings]) -> list[str]:
-    return [item.name for item in dataclasses.fields(owner)]  # type: ignore[arg-type]
-
-
-def _section_name(owner: type[_Settings]) -> str:
-    return next((name for name, section in _SECTIONS.items() if issubclass(owner, section)), "")
-
-
-def _dotted(section: str, name: str) -> str:
-    return f"{section}.{name}" if section else name
-
-
-def _unknown_setting(name: str, owner: type[_Settings]) -> str:
-    section = _section_name(owner)
-    own = _field_names(owner)
-    everywhere = [_dotted(s, n) for s, o in _SECTIONS.items() for n in _field_names(o)]
-    same_name = [known for known in everywhere if known.split(".")[-1] == name]
-    close = [_dotted(section, n) for n in difflib.get_close_matches(name, own, n=1, cutoff=0.5)]
-    elsewhere = {known.split(".")[-1]: known for known in everywhere}
-    far = [elsewhere[n] for n in difflib.get_close_matches(name, elsewhere, n=1, cutoff=0.6)]
-    guess = next(iter(same_name + close + far), None)
-    hint = f" Did you mean {guess!r}?" if guess else ""
-    return (
-        f"There is no setting {_dotted(section, name)!r}.{hint} "
-        f"Settings of {section or 'the whole'}: {', '.join(own)}."
-    )
-
-
-def _build(owner: type[S], settings: Any, section: str) -> S:
-    """Make a dataclass from a mapping, bringing each value to its field's type."""
-    if isinstance(settings, owner):
-        return settings
-    if not isinstance(settings, Mapping):
-        raise ConfigError(
-            f"{section or 'A configuration'} must be a mapping of settings to values, "
-            f"not {_shown(settings)}."
-        )
-    hints = typing.get_type_hints(owner)
-    values: dict[str, Any] = {}
-    for name, value in settings.items():
-        if name not in hints:
-            raise ConfigError(_unknown_setting(str(name), owner))
-        where = _dotted(section, name)
-        if not section and name in _SECTIONS:
-            values[name] = _build(_SECTIONS[name], {} if value is None else value, name)
-        else:
-            values[name] = _coerce(value, hints[name], where)
-    return owner(**values)
-
-
-def _coerce(value: Any, hint: Any, where: str, parse_text: bool = True) -> Any:
-    """Bring a value to a field's type, or raise a ConfigError that says what was expected.
-
-    ``parse_text`` takes numbers written as text: PyYAML reads ``5e-5`` as text, not as a number.
-    """
-    for kind in _alternatives(hint):
-        fits, result = _try_kind(value, kind, parse_text)
-        if fits:
-            return result
-    expected = " or ".join(_described(kind) for kind in _alternatives(hint))
-    raise ConfigError(f"{where} must be {expected}, not {_shown(value)}.")
-
-
-def _alternatives(hint: Any) -> tuple[Any, ...]:
-    if get_origin(hint) in (Union, types.UnionType):
-        return tuple(kind for arm in get_args(hint) for kind in _alternatives(arm))
-    return (hint,)
-
-
-def _try_kind(value: Any, kind: Any, parse_text: bool) -> tuple[bool, Any]:
-    if kind is type(None):
-        return value is None, None
-    if get_origin(kind) is Literal:
-        return value in get_args(kind), value
-    if get_origin(kind) is list:
-        if not isinstance(value, list | tuple):
-            return False, None
-        items = [_try_kind(item, get_args(kind)[0], parse_text) for item in value]
-        return all(fits for fits, _ in items), [item for _, item in items]
-    if kind in (bool, str):
-        return isinstance(value, kind), value
-    if get_origin(kind) is os.PathLike:
-        return isinstance(value, os.PathLike), value
-    assert kind in (int, float), f"no rule for a field of type {kind}"
-    number = _as_number(value, parse_text)
-    if number is None or (kind is int and not number.is_integer()):
-        return False, None
-    return True, int(number) if kind is int else number
-
-
-def _as_number(value: Any, parse_text: bool) -> float | None:
-    if isinstance(value, bool) or not isinstance(
-        value, numbers.Real | (str if parse_text else int)
-    ):
-        return None
-    try:
-        number = float(value)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
-
-
-def _described(kind: Any) -> str:
-    if get_origin(kind) is Literal:
-        return "one of " + ", ".join(str(choice) for choice in get_args(kind))
-    if get_origin(kind) is list:
-        items = {int: "whole numbers", float: "numbers"}.get(get_args(kind)[0], "texts")
-        return f"a list of {items}"
-    if get_origin(kind) is os.PathLike:
-        return "a path"
-    names = {type(None): "null", bool: "true or false", int: "a whole number", str: "text"}
-    return names.get(kind, "a number")
-
-
-def _shown(value: Any) -> str:
-    return f"{value!r} ({type(value).__name__})"
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
-        return {item.name: _plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, bool) or value is None or isinstance(value, str):
-        return value
-    if isinstance(value, numbers.Integral):  # numpy's numbers too
-        return int(value)
-    return float(value) if isinstance(value, numbers.Real) else value
+for _owner in _SECTIONS.values():
+    _owner.family = _SECTIONS
 
 
 def _type_problems(config: Config) -> Iterator[str]:
     for section, owner in _SECTIONS.items():
         settings = getattr(config, section) if section else config
         if not isinstance(settings, owner):
-            yield f"{section} must be a {owner.__name__}, not {_shown(settings)}."
+            yield f"{section} must be a {owner.__name__}, not {shown(settings)}."
             continue
         for name, hint in typing.get_type_hints(owner).items():
             if section or name not in _SECTIONS:
                 try:
-                    _coerce(getattr(settings, name), hint, _dotted(section, name), parse_text=False)
+                    coerce(getattr(settings, name), hint, dotted(section, name), parse_text=False)
                 except ConfigError as error:
                     yield str(error)
 
@@ -823,7 +679,7 @@ def _range_problems(config: Config) -> Iterator[str]:
         for name in names:
             value = getattr(getattr(config, section) if section else config, name)
             if value is not None and value < smallest:
-                yield f"{_dotted(section, name)} must be at least {smallest}, not {value}."
+                yield f"{dotted(section, name)} must be at least {smallest}, not {value}."
     for where, positive in (
         ("data.max_duration_s", data.max_duration_s),
         ("training.learning_rate", training.learning_rate),

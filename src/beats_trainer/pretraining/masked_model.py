@@ -62,6 +62,7 @@ class MaskedAudioModel(nn.Module):
         label_smoothing: Share of a target that is spread over all codes.
 
     Example:
+        >>> from beats_trainer.model import Architecture
         >>> tiny = Architecture(encoder_layers=1, encoder_embed_dim=32, encoder_ffn_embed_dim=64,
         ...                     encoder_attention_heads=2, embed_dim=16)
         >>> model = MaskedAudioModel(BEATs(tiny), LabelPredictor(tiny, num_codes=8, num_layers=1))

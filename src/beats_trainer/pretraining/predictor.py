@@ -29,7 +29,7 @@ class LabelPredictor(nn.Module):
         width: P; ``None`` takes the encoder's.
 
     Raises:
-        ValueError: If the encoder's number of heads does not divide the width.
+        ValueError: If the width is no multiple of that of the encoder's heads, which its own heads have.
     """
 
     def __init__(
@@ -41,10 +41,16 @@ class LabelPredictor(nn.Module):
     ) -> None:
         super().__init__()
         width = width or encoder.encoder_embed_dim
+        if width % encoder.head_dim:
+            raise ValueError(
+                f"The predictor's width must be a multiple of {encoder.head_dim}, the width of the "
+                f"encoder's heads, not {width}."
+            )
         architecture = encoder.replace(
             encoder_layers=num_layers,
             encoder_embed_dim=width,
             encoder_ffn_embed_dim=4 * width,
+            encoder_attention_heads=width // encoder.head_dim,
             conv_pos_groups=1,
             encoder_layerdrop=0.0,
             deep_norm=True,
