@@ -15,7 +15,6 @@ import copy
 import dataclasses
 import os
 import re
-import typing
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from typing import Any, Literal, TypeVar
 from beats_trainer.constants import NUM_MEL_BINS, SAMPLE_RATE
 from beats_trainer.errors import ConfigError
 from beats_trainer.presets import PRESETS, Mode, Preset
-from beats_trainer.settings import Settings, build, coerce, dotted, plain, shown
+from beats_trainer.settings import Settings, build, coerce, dotted, hints_of, plain, shown
 
 __all__ = [
     "AugmentationConfig",
@@ -650,7 +649,7 @@ def _type_problems(config: Config) -> Iterator[str]:
         if not isinstance(settings, owner):
             yield f"{section} must be a {owner.__name__}, not {shown(settings)}."
             continue
-        for name, hint in typing.get_type_hints(owner).items():
+        for name, hint in hints_of(owner).items():
             if section or name not in _SECTIONS:
                 try:
                     coerce(getattr(settings, name), hint, dotted(section, name), parse_text=False)

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
 from beats_trainer.errors import ConfigError
 
-__all__ = ["Settings", "build", "coerce", "dotted", "plain", "shown"]
+__all__ = ["Settings", "build", "coerce", "dotted", "hints_of", "plain", "shown"]
 
 
 class Settings:
@@ -39,6 +39,12 @@ class Settings:
 
 
 S = TypeVar("S", bound=Settings)
+
+
+def hints_of(owner: type[Settings]) -> dict[str, Any]:
+    """The type of each setting."""
+    hints = typing.get_type_hints(owner)
+    return {name: hints[name] for name in _field_names(owner)}
 
 
 def _field_names(owner: type[Settings]) -> list[str]:
@@ -81,7 +87,7 @@ def build(owner: type[S], settings: Any, section: str) -> S:
             f"{section or 'A configuration'} must be a mapping of settings to values, "
             f"not {shown(settings)}."
         )
-    hints = typing.get_type_hints(owner)
+    hints = hints_of(owner)
     values: dict[str, Any] = {}
     for name, value in settings.items():
         if name not in hints:

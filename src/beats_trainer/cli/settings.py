@@ -15,7 +15,6 @@ import itertools
 import os
 import re
 import types
-import typing
 import warnings
 from collections.abc import Callable
 from typing import Any, Literal, Union, get_args, get_origin
@@ -29,6 +28,7 @@ from beats_trainer.config import (
     TrainingConfig,
 )
 from beats_trainer.errors import ConfigError
+from beats_trainer.settings import hints_of
 
 __all__ = ["add_data", "add_settings", "print_settings", "read_data_settings", "read_settings"]
 
@@ -100,7 +100,7 @@ def add_settings(
         group = parser.add_argument_group(
             f"settings of {section}" if section else "settings of the run"
         )
-        hints = typing.get_type_hints(owner)
+        hints = hints_of(owner)
         for item in dataclasses.fields(owner):
             name = f"{section}.{item.name}" if section else item.name
             if dataclasses.is_dataclass(hints[item.name]) or not offers(name):
