@@ -24,13 +24,25 @@ from typing import Any, Literal, TypeVar
 from beats_trainer.constants import NUM_MEL_BINS, SAMPLE_RATE
 from beats_trainer.errors import ConfigError
 from beats_trainer.presets import PRESETS, Mode, Preset
-from beats_trainer.settings import Settings, build, coerce, dotted, hints_of, plain, shown
+from beats_trainer.pretraining_config import PretrainingConfig
+from beats_trainer.settings import (
+    PRECISION_NAMES,
+    Settings,
+    build,
+    coerce,
+    dotted,
+    hints_of,
+    plain,
+    read_yaml,
+    shown,
+)
 
 __all__ = [
     "AugmentationConfig",
     "Config",
     "DataConfig",
     "ModelConfig",
+    "PretrainingConfig",
     "Task",
     "TrainingConfig",
     "is_multi_label",
@@ -43,12 +55,6 @@ Task = Literal["single", "multi"]
 T = TypeVar("T")
 
 _LOGGERS = ("csv", "tensorboard", "wandb", "mlflow")
-_PRECISION_NAMES: dict[str, str] = {
-    "auto": "auto",
-    **dict.fromkeys(("float32", "fp32", "32", "32-true"), "float32"),
-    **dict.fromkeys(("bfloat16", "bf16", "bf16-mixed"), "bfloat16"),
-    **dict.fromkeys(("float16", "fp16", "16", "16-mixed"), "float16"),
-}
 _ARCHITECTURE_FIELDS = (
     "input_patch_size",
     "embed_dim",
@@ -373,7 +379,7 @@ class TrainingConfig(Settings):
             >>> TrainingConfig(precision=16).precision_name
             'float16'
         """
-        name = _PRECISION_NAMES.get(str(self.precision).lower())
+        name = PRECISION_NAMES.get(str(self.precision).lower())
         if name is None:
             raise ConfigError(
                 "training.precision must be auto, float32, bfloat16 or float16, "
@@ -615,19 +621,9 @@ trained at that rate. Files of any rate are resampled to it, there is nothing to
             ConfigError: If the file is not there, is not YAML, or its settings are wrong; the
                 message names the file.
         """
-        import yaml
-
+        settings = read_yaml(path)
         try:
-            settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(
-                f"Cannot read the configuration file {os.fspath(path)}: {error.strerror or error}. "
-                "Config().to_yaml(path) writes one with all defaults."
-            ) from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{os.fspath(path)} is not a YAML file: {error}") from error
-        try:
-            return cls.from_dict({} if settings is None else settings)
+            return cls.from_dict(settings)
         except ConfigError as error:
             raise ConfigError(f"In {os.fspath(path)}: {error}") from None
 

@@ -14,11 +14,30 @@ import os
 import types
 import typing
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
 from beats_trainer.errors import ConfigError
 
-__all__ = ["Settings", "build", "coerce", "dotted", "hints_of", "plain", "shown"]
+__all__ = [
+    "PRECISION_NAMES",
+    "Settings",
+    "build",
+    "coerce",
+    "dotted",
+    "hints_of",
+    "plain",
+    "read_yaml",
+    "shown",
+]
+
+PRECISION_NAMES: dict[str, str] = {
+    "auto": "auto",
+    **dict.fromkeys(("float32", "fp32", "32", "32-true"), "float32"),
+    **dict.fromkeys(("bfloat16", "bf16", "bf16-mixed"), "bfloat16"),
+    **dict.fromkeys(("float16", "fp16", "16", "16-mixed"), "float16"),
+}
+"""The spellings of number formats that are understood."""
 
 
 class Settings:
@@ -180,3 +199,23 @@ def plain(value: Any) -> Any:
     if isinstance(value, numbers.Integral):  # numpy's numbers too
         return int(value)
     return float(value) if isinstance(value, numbers.Real) else value
+
+
+def read_yaml(path: str | os.PathLike[str]) -> Any:
+    """Read a YAML file of settings; an empty one has none.
+
+    Raises:
+        ConfigError: If the file is not there, or is not YAML.
+    """
+    import yaml
+
+    try:
+        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"Cannot read the configuration file {os.fspath(path)}: {error.strerror or error}. "
+            "Config().to_yaml(path) writes one with all defaults."
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{os.fspath(path)} is not a YAML file: {error}") from error
+    return {} if settings is None else settings
