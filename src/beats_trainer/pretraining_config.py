@@ -310,6 +310,9 @@ def _range_problems(config: PretrainingConfig) -> Iterator[str]:
         yield f"mask_ratio must be above 0 and below 1, not {config.mask_ratio}."
     if config.window_s < 0.5:
         yield f"window_s must be at least 0.5 s, of which something can be hidden, not {config.window_s}."
+    for name in ("validate_every", "checkpoint_every", "probe_every"):
+        if getattr(config, name) % max(1, config.log_every):
+            yield f"{name} must be a multiple of log_every ({config.log_every}), not {getattr(config, name)}."
     if config.batch_s is not None and config.batch_s < config.window_s * config.devices:
         yield (
             f"batch_s ({config.batch_s}) must be at least window_s ({config.window_s}) for each of "

@@ -23,7 +23,7 @@ from beats_trainer.errors import (
     InvalidCheckpointError,
 )
 from beats_trainer.model import Architecture
-from beats_trainer.training import cross_validation, fit, session
+from beats_trainer.training import cross_validation, fit, lightning_run, session
 from beats_trainer.training.build import build_classifier, build_encoder
 from beats_trainer.training.fit import fit_network
 from beats_trainer.training.modules import ClassifierModule
@@ -136,7 +136,7 @@ def test_a_cut_between_the_best_and_the_last_checkpoint_loses_nothing(
         saved.append(str(path))
         return str(path).endswith("last.ckpt") and sum(p.endswith("last.ckpt") for p in saved) >= 2
 
-    saver = fit._AtomicCheckpointIO
+    saver = lightning_run.AtomicCheckpointIO
     with cut_at(monkeypatch, saver, "save_checkpoint", is_second_last, after=which == "after"):
         run_fit(config, splits, tmp_path / "broken")
     shutil.move(tmp_path / "broken", tmp_path / "moved")

@@ -6,41 +6,38 @@ What of the classifier requires a gradient is trained: all of it, its adapters, 
 clips anew in every epoch.
 """
 
-import contextlib
 import logging
 import os
-import pickle
-import re
-import signal
 import sys
-import threading
-import warnings
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import lightning as L
 import torch
-from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
-from beats_trainer import errors
 from beats_trainer.config import Config, settled
 from beats_trainer.datasets import Splits, targets_of
 from beats_trainer.errors import (
-    AudioError,
     BEATsTrainerError,
-    CheckpointNotFoundError,
-    ConfigError,
-    InvalidCheckpointError,
 )
 from beats_trainer.loading import ClipChange
 from beats_trainer.model import BEATsClassifier
 from beats_trainer.model.precision import resolve_precision
 from beats_trainer.training.augmentation import augmentation_from
 from beats_trainer.training.data_module import SplitsDataModule
+from beats_trainer.training.lightning_run import (
+    AtomicCheckpointIO,
+    QuietProcess,
+    ctrl_c_kept,
+    end_processes,
+    lightning_precision,
+    quiet_lightning,
+    raise_own,
+    read_checkpoint,
+)
 from beats_trainer.training.loggers import make_loggers
 from beats_trainer.training.losses import ClassificationLoss, soft_targets
 from beats_trainer.training.modules import ClassifierModule
@@ -50,10 +47,6 @@ __all__ = ["FittedNetwork", "fit_network"]
 
 
 log = logging.getLogger(__name__)
-
-_DAMAGE = (RuntimeError, EOFError, LookupError, ValueError, pickle.UnpicklingError)
-"""What reading half a checkpoint raises."""
-_LOGGERS = ("lightning.pytorch", "lightning.fabric")
 
 
 @dataclass(frozen=True)
@@ -125,13 +118,13 @@ def fit_network(
     _remove_unreferenced(run, best, last)
     if last is not None and last.get("is_complete"):  # broken off while it was measured
         return _take_best(classifier, config, run, best, last, has_val, dtype)
-    with _quiet_lightning(), _ctrl_c_kept():
+    with quiet_lightning(), ctrl_c_kept():
         trainer = L.Trainer(
             accelerator={"cuda": "gpu"}.get(device.type, device.type),
             devices=num_devices if num_devices > 1 or device.index is None else [device.index],
             strategy=_strategy(classifier, num_devices),
             use_distributed_sampler=False,  # batches are shared out clip by clip, none twice
-            precision=_lightning_precision(dtype, device),
+            precision=lightning_precision(dtype, device),
             max_epochs=settled(config.training.max_epochs),
             accumulate_grad_batches=config.training.accumulate_grad_batches,
             gradient_clip_val=config.training.gradient_clip,
@@ -142,7 +135,7 @@ def fit_network(
             limit_val_batches=None if has_val else 0,
             callbacks=callbacks,
             logger=make_loggers(config, run) or False,
-            plugins=[_AtomicCheckpointIO(run.last_checkpoint)],
+            plugins=[AtomicCheckpointIO(run.last_checkpoint)],
             enable_progress_bar=shows_bar,
             enable_model_summary=False,
         )
@@ -162,7 +155,7 @@ def fit_network(
                     raise KeyboardInterrupt from None
                 raise
             except ProcessRaisedException as error:
-                _raise_own(error)
+                raise_own(error)
             except ProcessExitedException as error:
                 raise BEATsTrainerError(
                     f"A process of training is gone ({error}). What it said stands above; if it said nothing, "
@@ -171,7 +164,7 @@ def fit_network(
                 ) from error
             finally:
                 module.restore_settings()
-                _end_processes(trainer)
+                end_processes(trainer)
     # From the files, not from `module`: with several processes, others than this one have trained.
     last = _read_last(run)
     assert last is not None
@@ -181,22 +174,7 @@ def fit_network(
 def _read_last(run: RunFolder) -> dict[str, Any] | None:
     """The run's last checkpoint; ``None`` where it was broken off before there was one."""
     path = run.last_checkpoint
-    return _read(path) if path.is_file() else None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise CheckpointNotFoundError(
-            f"The run's best checkpoint, {path}, is gone. Put it back; or remove its folder, and the run "
-            "starts anew when it is resumed."
-        ) from error
-    except _DAMAGE as error:
-        raise InvalidCheckpointError(
-            f"{path} is damaged ({type(error).__name__}). Remove its folder, and the run starts anew when it is resumed."
-        ) from error
-    return saved
+    return read_checkpoint(path) if path.is_file() else None
 
 
 def _take_best(
@@ -210,7 +188,7 @@ def _take_best(
 ) -> FittedNetwork:
     """Load the weights of the best epoch, which the last checkpoint names."""
     best.load_state_dict(last["callbacks"][best.state_key])
-    saved = _read(Path(best.best_model_path))
+    saved = read_checkpoint(Path(best.best_model_path))
     classifier.cpu().load_state_dict(_weights_of(saved))
     classifier.eval()
     history = list(last["history"])
@@ -267,7 +245,7 @@ def _callbacks(
     )
     callbacks: list[Callback] = [best, last]
     if config.training.devices > 1:
-        callbacks.append(_QuietProcess())
+        callbacks.append(QuietProcess())
     if has_val:
         # A metric that is NaN is worse than any number, but no reason to stop at once.
         patience = settled(training.patience)
@@ -291,120 +269,6 @@ class _MovableCheckpoint(ModelCheckpoint):
         super().load_state_dict(moved)
 
 
-class _AtomicCheckpointIO(TorchCheckpointIO):
-    """A run that is killed while it saves keeps the checkpoint that it had, and the best one that this names.
-
-    Args:
-        last: The checkpoint that runs are resumed from.
-    """
-
-    def __init__(self, last: Path) -> None:
-        super().__init__()
-        self.last = last
-        self._outdated: list[Any] = []
-
-    def save_checkpoint(self, checkpoint: Any, path: Any, storage_options: Any = None) -> None:
-        part = f"{path}.part"
-        super().save_checkpoint(checkpoint, part, storage_options)
-        os.replace(part, path)
-        if Path(path) == self.last:
-            for outdated in self._outdated:
-                super().remove_checkpoint(outdated)
-            self._outdated.clear()
-
-    def remove_checkpoint(self, path: Any) -> None:
-        if Path(path).parent == self.last.parent:
-            self._outdated.append(path)  # until the last checkpoint names another
-        else:
-            super().remove_checkpoint(path)
-
-
-class _QuietProcess(Callback):
-    """Quiets Lightning in a process that it starts, which unpickles this before all else."""
-
-    def __reduce__(self) -> "tuple[Callable[[], _QuietProcess], tuple[()]]":
-        return _quiet_process, ()
-
-
-def _quiet_process() -> _QuietProcess:
-    _silence()
-    shown = threading.excepthook
-
-    def hide_closed_queues(failure: Any) -> None:
-        # After Ctrl-C, the thread of a logger finds its queue closed.
-        if not issubclass(failure.exc_type, OSError | EOFError):
-            shown(failure)
-
-    threading.excepthook = hide_closed_queues
-    return _QuietProcess()
-
-
-def _raise_own(error: ProcessRaisedException) -> NoReturn:
-    """Raise what was raised in a process, where it is ours: torch hands over its text only."""
-    found = list(re.finditer(r"^beats_trainer\.errors\.(\w+): ", error.msg, re.MULTILINE))
-    if not found:
-        raise error
-    kind: type[BEATsTrainerError] = getattr(errors, found[-1][1])
-    message = error.msg[found[-1].end() :].strip()
-    if issubclass(kind, AudioError):
-        file, _, reason = message.removeprefix("Cannot read audio from ").partition(": ")
-        raise kind(file, reason) from error
-    raise kind(message) from error
-
-
-def _end_processes(trainer: L.Trainer) -> None:
-    """After Ctrl-C, or an error in one of several processes, none of the others goes on."""
-    processes = [p for p in getattr(trainer.strategy.launcher, "procs", ()) if p.is_alive()]
-    # A terminal has sent Ctrl-C to them too; who has not heard of it is told, and then made to.
-    for wait_s, number in ((1, signal.SIGINT), (5, getattr(signal, "SIGKILL", signal.SIGTERM))):
-        for process in processes:
-            process.join(wait_s)
-            if process.is_alive() and process.pid is not None:
-                os.kill(process.pid, number)
-
-
-@contextlib.contextmanager
-def _ctrl_c_kept() -> Iterator[None]:
-    """Lightning makes the process deaf to Ctrl-C once it was pressed."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-
-
 def _weights_of(saved: dict[str, Any]) -> dict[str, torch.Tensor]:
     prefix = "classifier."
     return {name.removeprefix(prefix): value for name, value in saved["state_dict"].items()}
-
-
-def _lightning_precision(dtype: torch.dtype, device: torch.device) -> Any:
-    if dtype == torch.float16 and device.type != "cuda":
-        raise ConfigError(
-            f"training.precision='float16' needs a CUDA device to train, not {device.type}: gradients "
-            "underflow without its loss scaling. Use 'auto', 'bfloat16' or 'float32'."
-        )
-    return {torch.float16: "16-mixed", torch.bfloat16: "bf16-mixed"}.get(dtype, "32-true")
-
-
-@contextlib.contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Lightning's adverts and hints stay out; its errors come through, and so do our warnings."""
-    loggers = [logging.getLogger(name) for name in _LOGGERS]
-    levels = [logger.level for logger in loggers]
-    try:
-        with warnings.catch_warnings():
-            _silence()
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
-def _silence() -> None:
-    for name in _LOGGERS:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module=r"lightning\.")

@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from beats_trainer.config import TrainingConfig, settled
 from beats_trainer.errors import ConfigError
 
-__all__ = ["layer_depth", "make_optimizer", "make_scheduler", "parameter_groups"]
+__all__ = ["decays", "layer_depth", "make_optimizer", "make_scheduler", "parameter_groups"]
 
 _BETAS = (0.9, 0.98)  # as BEATs and OpenBEATs are trained and fine-tuned
 _STEP_EPOCHS, _STEP_FACTOR = 30, 0.1
@@ -79,19 +79,25 @@ def parameter_groups(
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
             depth = layer_depth(name, num_layers, norm_first)
-            members[depth, _decays(name, parameter)].append(parameter)
+            members[depth, decays(name, parameter)].append(parameter)
     return [
         {
             "params": parameters,
             "lr": learning_rate * layer_decay ** (num_layers + 1 - depth),
-            "weight_decay": weight_decay if decays else 0.0,
-            "name": f"depth_{depth}{'' if decays else '_no_decay'}",
+            "weight_decay": weight_decay if is_decayed else 0.0,
+            "name": f"depth_{depth}{'' if is_decayed else '_no_decay'}",
         }
-        for (depth, decays), parameters in sorted(members.items(), key=lambda item: item[0])
+        for (depth, is_decayed), parameters in sorted(members.items(), key=lambda item: item[0])
     ]
 
 
-def _decays(name: str, parameter: nn.Parameter) -> bool:
+def decays(name: str, parameter: nn.Parameter) -> bool:
+    """Whether a parameter has weight decay: matrices and kernels do; biases, norms, gates and gains do not.
+
+    Args:
+        name: Its name in the network.
+        parameter: The parameter.
+    """
     if parameter.ndim < 2:  # biases and norms
         return False
     # Of more dimensions, but still a gate, a bias and a gain (weight norm's magnitude).

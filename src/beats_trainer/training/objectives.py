@@ -1,0 +1,132 @@
+"""What pre-training minimises, as functions of a batch of sound: guess hidden codes, or imitate a teacher.
+
+AudioBatch -> [front end -> tokenizer -> masked model | distiller] -> StepOutput -> PretrainingModule
+
+Shapes in this file: B clips, T tokens, C codes.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from beats_trainer.loading import AudioBatch
+from beats_trainer.model import AcousticTokenizer, TokenizerOutput
+from beats_trainer.model.random_projection import RandomProjectionTokenizer
+from beats_trainer.pretraining import MaskedAudioModel, TokenizerDistiller, mask_noise
+from beats_trainer.pretraining.codebook import CodebookCollapse
+
+__all__ = ["EncoderObjective", "Objective", "StepOutput", "TokenizerObjective"]
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """What a batch, or a part of one, has given.
+
+    Attributes:
+        loss_sum: Sum over its items (tokens) of what is minimised.
+        num_items: How many they are.
+        sums: What else is added up over batches and processes, by name.
+    """
+
+    loss_sum: Tensor
+    num_items: Tensor
+    sums: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Objective(Protocol):
+    """What `PretrainingModule` asks for; both classes below are modules, too."""
+
+    num_layers: int
+
+    def __call__(self, audio: AudioBatch, step: int, rows: Sequence[int]) -> StepOutput:
+        """Give the loss of some clips.
+
+        Args:
+            audio: The clips.
+            step: Which step they belong to: decides what is hidden.
+            rows: Their numbers among all clips of the step.
+        """
+
+    def summarize(self, sums: Mapping[str, Tensor], num_items: float) -> dict[str, float]:
+        """Turn sums over steps and processes into what is logged."""
+
+    def check(self, sums: Mapping[str, Tensor]) -> None:
+        """Stop a run that learns nothing any more."""
+
+
+class EncoderObjective(nn.Module):
+    """Let an encoder guess the codes of hidden patches.
+
+    Args:
+        model: Is trained.
+        tokenizer: Gives the codes; stays as it is, and is not part of what is saved.
+        seed: Of what is hidden.
+    """
+
+    def __init__(
+        self,
+        model: MaskedAudioModel,
+        tokenizer: AcousticTokenizer | RandomProjectionTokenizer,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.seed = seed
+        self.num_layers = model.beats.architecture.encoder_layers
+        self._tokenizer = [tokenizer.eval().requires_grad_(False)]  # a list hides it from the state
+
+    def forward(self, audio: AudioBatch, step: int, rows: Sequence[int]) -> StepOutput:
+        """See `Objective`; the items are the hidden tokens."""
+        fbank, frame_lengths = self.model.beats.front_end(audio.waveforms, audio.lengths)
+        codes_BT = self.label(audio).codes
+        noise_BT = mask_noise(self.seed, step, rows, codes_BT.shape[1])
+        output = self.model(fbank, codes_BT, noise_BT, frame_lengths)
+        sums = {
+            "right": output.num_right,
+            "targets": output.target_counts,
+            "guesses": output.guess_counts,
+        }
+        return StepOutput(output.loss_sum, output.num_hidden, sums)
+
+    def label(self, audio: AudioBatch) -> TokenizerOutput:
+        """The tokenizer's codes of a batch."""
+        tokenizer = self._tokenizer[0].to(audio.waveforms.device)
+        return tokenizer.encode(audio.waveforms, audio.lengths)
+
+    def summarize(self, sums: Mapping[str, Tensor], num_items: float) -> dict[str, float]:
+        """See `Objective`.
+
+        ``accuracy`` of hidden codes beside ``majority``, that of always guessing the commonest code;
+        ``unigram`` is the loss of guessing codes by how common they are, and ``perplexity`` how many equally
+        common codes would be as hard; ``codes_guessed`` counts different guesses.
+        """
+        share = sums["targets"].double() / sums["targets"].sum().clamp(min=1)
+        entropy = float(-torch.special.xlogy(share, share).sum())
+        return {
+            "accuracy": float(sums["right"]) / max(1.0, num_items),
+            "majority": float(share.max()),
+            "unigram": entropy,
+            "perplexity": math.exp(entropy),
+            "codes_guessed": float((sums["guesses"] > 0).sum()),
+        }
+
+    def check(self, sums: Mapping[str, Tensor]) -> None:
+        """See `Objective`: codes that are all alike teach nothing."""
+        CodebookCollapse.check(sums["targets"], "The labels")
+
+
+class TokenizerObjective(nn.Module):
+    """Let a tokenizer's codes tell what a teacher hears.
+
+    Args:
+        distiller: Is trained.
+    """
+
+    def __init__(self, distiller: TokenizerDistiller) -> None:
+        super().__init__()
+        self.distiller = distiller
+        self.num_layers = distiller.tokenizer.architecture.encoder_layers
