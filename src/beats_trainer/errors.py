@@ -11,6 +11,7 @@ BEATsTrainerError
 |   |-- UnknownCheckpointError (ValueError)       no checkpoint has this name; has .name and .known
 |   |-- CheckpointNotFoundError (FileNotFoundError)   known, but neither on disk nor downloadable now
 |   `-- InvalidCheckpointError (ValueError)       the file is damaged, not a checkpoint, or does not fit
+|-- CodebookCollapseError                     codes have become all alike: nothing is learned from them
 |-- StoreError (ValueError)                   a store of embeddings or scores cannot be used as it is
 |   |-- StoreNotFoundError (FileNotFoundError)    there is no store
 |   |-- StoreMismatchError                        it was made by another recipe; has .differences
@@ -33,6 +34,7 @@ __all__ = [
     "BEATsTrainerError",
     "CheckpointError",
     "CheckpointNotFoundError",
+    "CodebookCollapseError",
     "ConfigError",
     "DatasetError",
     "DatasetNotFoundError",
@@ -48,6 +50,10 @@ __all__ = [
 
 class BEATsTrainerError(Exception):
     """Anything that beats_trainer raises on purpose; catch this to catch them all."""
+
+
+class CodebookCollapseError(BEATsTrainerError):
+    """A tokenizer gives nearly every token one of a few codes: nothing can be learned from them."""
 
 
 class ConfigError(BEATsTrainerError, ValueError):

@@ -71,6 +71,11 @@ def _summary(config: Mapping[str, Any]) -> str:
             f"Classifies sound into {len(config['labels'])} classes, of which {several}. A {encoder}, "
             f"with a head on {read}."
         )
+    if config["kind"] == "tokenizer" and "projection" in config["codebook"]:
+        return (
+            f"An acoustic tokenizer: a random projection of patches to {config['codebook']['num_codes']} codes "
+            f"({config['codebook']['projection']}, seed {config['codebook']['seed']}). Nothing of it was trained."
+        )
     if config["kind"] == "tokenizer":
         return f"An acoustic tokenizer: a {encoder} with {config['codebook']['num_codes']} codes."
     return f"A {encoder}. It turns sound at 16 kHz into one vector per 160 ms and frequency band."

@@ -25,6 +25,7 @@ from beats_trainer.model import (
     ClassifierHead,
     ClassifierPooling,
     ClassifierTask,
+    RandomProjectionTokenizer,
 )
 
 __all__ = ["Checkpoint", "Kind", "Uninitialised", "check", "fill", "weights_of"]
@@ -55,7 +56,8 @@ class Checkpoint:
         attentive_pooling: What ``AttentivePooling.for_architecture`` takes besides the architecture, where
             ``pooling`` is ``"attentive"``; else ``None``.
         head: ``ClassifierHead``'s arguments.
-        codebook: ``AcousticTokenizer``'s ``num_codes`` and ``code_dim``.
+        codebook: ``AcousticTokenizer``'s ``num_codes`` and ``code_dim``; with ``projection`` and ``seed`` it is
+            a ``RandomProjectionTokenizer``'s.
         thresholds: Score from which on a class counts as heard, per label, or ``None``.
         window_s: Seconds of sound that the classifier was trained on, or ``None``.
         calibration: How a classifier's probabilities were calibrated: plain values, or ``None``. The head
@@ -74,7 +76,7 @@ class Checkpoint:
     pooling: ClassifierPooling = "mean"
     attentive_pooling: dict[str, Any] | None = None
     head: dict[str, Any] | None = None
-    codebook: dict[str, int] | None = None
+    codebook: dict[str, Any] | None = None
     thresholds: dict[str, float] | None = None
     window_s: float | None = None
     calibration: dict[str, Any] | None = None
@@ -165,7 +167,7 @@ class Uninitialised(TorchFunctionMode):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         if name == "randn":
-            return torch.empty(*args, **kwargs)
+            return torch.empty(*args, **{k: v for k, v in kwargs.items() if k != "generator"})
         if name in ("normal_", "uniform_", "kaiming_uniform_"):
             return kwargs["tensor"] if "tensor" in kwargs else args[0]
         return func(*args, **kwargs)
@@ -215,6 +217,8 @@ def weights_of(network: nn.Module) -> dict[str, Tensor]:
 
 def _skeleton(checkpoint: Checkpoint, where: str) -> nn.Module:
     try:
+        if checkpoint.kind == "tokenizer" and "projection" in (checkpoint.codebook or {}):
+            return RandomProjectionTokenizer(checkpoint.architecture, **(checkpoint.codebook or {}))
         if checkpoint.kind == "tokenizer":
             return AcousticTokenizer(checkpoint.architecture, **(checkpoint.codebook or {}))
         beats = BEATs(checkpoint.architecture)

@@ -25,7 +25,13 @@ from beats_trainer.checkpoints.checksums import file_sha256
 from beats_trainer.checkpoints.content import Checkpoint, check, weights_of
 from beats_trainer.checkpoints.files import load_safetensors
 from beats_trainer.errors import CheckpointError, InvalidCheckpointError
-from beats_trainer.model import AcousticTokenizer, Architecture, BEATs, BEATsClassifier
+from beats_trainer.model import (
+    AcousticTokenizer,
+    Architecture,
+    BEATs,
+    BEATsClassifier,
+    RandomProjectionTokenizer,
+)
 
 __all__ = ["FORMAT_VERSION", "is_model_folder", "read_folder", "save_model"]
 
@@ -41,7 +47,7 @@ def is_model_folder(folder: Path) -> bool:
 
 
 def save_model(
-    network: BEATs | BEATsClassifier,
+    network: BEATs | BEATsClassifier | RandomProjectionTokenizer,
     folder: str | os.PathLike[str],
     *,
     label_codes: Sequence[str] | None = None,
@@ -168,7 +174,7 @@ def read_folder(folder: Path, *, check_weights: bool = True) -> Checkpoint:
 
 
 def _describe(
-    network: BEATs | BEATsClassifier,
+    network: BEATs | BEATsClassifier | RandomProjectionTokenizer,
     label_codes: Sequence[str] | None,
     thresholds: Mapping[str, float] | None,
     window_s: float | None,
@@ -183,6 +189,9 @@ def _describe(
         "kind": "encoder",
         "architecture": beats.architecture.to_dict(),
     }
+    if isinstance(network, RandomProjectionTokenizer):
+        config["kind"] = "tokenizer"
+        config["codebook"] = network.settings()
     if isinstance(network, AcousticTokenizer):
         config["kind"] = "tokenizer"
         config["codebook"] = {"num_codes": network.num_codes, "code_dim": network.code_dim}

@@ -28,6 +28,7 @@ from beats_trainer.model import (
     ClassifierHead,
     ClassifierPooling,
     ClassifierTask,
+    RandomProjectionTokenizer,
 )
 
 __all__ = ["BEATsForAudioClassification", "BEATsModel", "BEATsTokenizer", "load_tokenizer"]
@@ -311,8 +312,8 @@ def load_tokenizer(
     token: str | bool | None = None,
     cache_dir: PathLike | None = None,
     local_files_only: bool = False,
-) -> BEATsTokenizer:
-    """Load an acoustic tokenizer.
+) -> BEATsTokenizer | RandomProjectionTokenizer:
+    """Load an acoustic tokenizer: one that was trained, or a random projection.
 
     Args:
         source: As for ``BEATsModel.from_pretrained``.
@@ -336,8 +337,9 @@ def load_tokenizer(
             f"{' with a classifier' if checkpoint.kind == 'classifier' else ''}: load it with BEATsModel."
         )
     assert checkpoint.codebook is not None
+    kind = RandomProjectionTokenizer if "projection" in checkpoint.codebook else BEATsTokenizer
     with Uninitialised():
-        tokenizer = BEATsTokenizer(checkpoint.architecture, **checkpoint.codebook)
+        tokenizer = kind(checkpoint.architecture, **checkpoint.codebook)
     fill(tokenizer, checkpoint.tensors, str(source))
     tokenizer.provenance = checkpoint.provenance
     return tokenizer if device is None else tokenizer.to(device)

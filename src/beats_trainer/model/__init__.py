@@ -20,6 +20,7 @@ from beats_trainer.model.pooling import (
     PoolingMode,
     pool_tokens,
 )
+from beats_trainer.model.random_projection import RandomProjectionTokenizer
 from beats_trainer.model.spec_augment import spec_augment
 from beats_trainer.model.tokenizer import AcousticTokenizer, TokenizerOutput
 
@@ -37,6 +38,7 @@ __all__ = [
     "ClassifierPooling",
     "ClassifierTask",
     "PoolingMode",
+    "RandomProjectionTokenizer",
     "TokenizerOutput",
     "apply_activation",
     "pool_tokens",

@@ -91,21 +91,28 @@ class Codebook(nn.Module):
 
     def forward(self, vectors_BTQ: Tensor) -> Tensor:
         """Return the codes of vectors ``(B, T, Q)``: shape ``(B, T)``."""
-        unit_BTQ = F.normalize(vectors_BTQ.float(), dim=-1)
-        codes_KQ = self.embedding.weight.float()
-        distance_BTK = codes_KQ.pow(2).sum(dim=1) - 2 * unit_BTQ @ codes_KQ.T
-        return distance_BTK.argmin(dim=-1)
+        with torch.autocast(vectors_BTQ.device.type, enabled=False):
+            unit_BTQ = F.normalize(vectors_BTQ.float(), dim=-1)
+            codes_KQ = self.embedding.weight.float()
+            distance_BTK = codes_KQ.pow(2).sum(dim=1) - 2 * unit_BTQ @ codes_KQ.T
+            return distance_BTK.argmin(dim=-1)
 
 
 class _CodeVectors(nn.Module):
-    """The state of the original's ``EmbeddingEMA``, moved by averages and never by gradients."""
+    """The state of the original's ``EmbeddingEMA``, moved by averages and never by gradients.
 
+    Buffers: as parameters, which the original has, some trainers overwrite them in every step.
+    """
+
+    weight: Tensor
+    embed_avg: Tensor
+    cluster_size: Tensor
     initted: Tensor
 
     def __init__(self, num_codes: int, code_dim: int) -> None:
         super().__init__()
         vectors = F.normalize(torch.randn(num_codes, code_dim), dim=-1)
-        self.weight = nn.Parameter(vectors, requires_grad=False)
-        self.embed_avg = nn.Parameter(vectors.clone(), requires_grad=False)
-        self.cluster_size = nn.Parameter(torch.zeros(num_codes), requires_grad=False)
+        self.register_buffer("weight", vectors)
+        self.register_buffer("embed_avg", vectors.clone())
+        self.register_buffer("cluster_size", torch.zeros(num_codes))
         self.register_buffer("initted", torch.ones(1))

@@ -5,19 +5,21 @@ AudioBatch -> [front end -> tokenizer -> masked model | distiller] -> StepOutput
 Shapes in this file: B clips, T tokens, C codes.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 
 from beats_trainer.loading import AudioBatch
-from beats_trainer.model import AcousticTokenizer, TokenizerOutput
-from beats_trainer.model.random_projection import RandomProjectionTokenizer
-from beats_trainer.pretraining import MaskedAudioModel, TokenizerDistiller, mask_noise
-from beats_trainer.pretraining.codebook import CodebookCollapse
+from beats_trainer.model import AcousticTokenizer, RandomProjectionTokenizer, TokenizerOutput
+from beats_trainer.pretraining import (
+    CodeUsage,
+    MaskedAudioModel,
+    TokenizerDistiller,
+    check_usage,
+    mask_noise,
+)
 
 __all__ = ["EncoderObjective", "Objective", "StepOutput", "TokenizerObjective"]
 
@@ -40,8 +42,6 @@ class StepOutput:
 class Objective(Protocol):
     """What `PretrainingModule` asks for; both classes below are modules, too."""
 
-    num_layers: int
-
     def __call__(self, audio: AudioBatch, step: int, rows: Sequence[int]) -> StepOutput:
         """Give the loss of some clips.
 
@@ -56,6 +56,9 @@ class Objective(Protocol):
 
     def check(self, sums: Mapping[str, Tensor]) -> None:
         """Stop a run that learns nothing any more."""
+
+    def describe(self, row: Mapping[str, float]) -> str:
+        """A row in a few words, for the progress line."""
 
 
 class EncoderObjective(nn.Module):
@@ -76,7 +79,6 @@ class EncoderObjective(nn.Module):
         super().__init__()
         self.model = model
         self.seed = seed
-        self.num_layers = model.beats.architecture.encoder_layers
         self._tokenizer = [tokenizer.eval().requires_grad_(False)]  # a list hides it from the state
 
     def forward(self, audio: AudioBatch, step: int, rows: Sequence[int]) -> StepOutput:
@@ -104,19 +106,24 @@ class EncoderObjective(nn.Module):
         ``unigram`` is the loss of guessing codes by how common they are, and ``perplexity`` how many equally
         common codes would be as hard; ``codes_guessed`` counts different guesses.
         """
-        share = sums["targets"].double() / sums["targets"].sum().clamp(min=1)
-        entropy = float(-torch.special.xlogy(share, share).sum())
+        usage = CodeUsage.of(sums["targets"])
         return {
             "accuracy": float(sums["right"]) / max(1.0, num_items),
-            "majority": float(share.max()),
-            "unigram": entropy,
-            "perplexity": math.exp(entropy),
+            "majority": usage.top_share,
+            "unigram": usage.entropy,
+            "perplexity": usage.perplexity,
             "codes_guessed": float((sums["guesses"] > 0).sum()),
         }
 
     def check(self, sums: Mapping[str, Tensor]) -> None:
         """See `Objective`: codes that are all alike teach nothing."""
-        CodebookCollapse.check(sums["targets"], "The labels")
+        check_usage(sums["targets"], "The codes to be guessed")
+
+    def describe(self, row: Mapping[str, float]) -> str:
+        """See `Objective`."""
+        return (
+            f"loss {row['loss']:.3f} (unigram {row['unigram']:.3f}), accuracy {row['accuracy']:.1%}"
+        )
 
 
 class TokenizerObjective(nn.Module):
@@ -129,4 +136,35 @@ class TokenizerObjective(nn.Module):
     def __init__(self, distiller: TokenizerDistiller) -> None:
         super().__init__()
         self.distiller = distiller
-        self.num_layers = distiller.tokenizer.architecture.encoder_layers
+
+    def forward(self, audio: AudioBatch, step: int, rows: Sequence[int]) -> StepOutput:
+        """See `Objective`; the items are the real tokens."""
+        output = self.distiller(*self.distiller.tokenizer.front_end(audio.waveforms, audio.lengths))
+        sums = {
+            "cosine": output.cosine_sum,
+            "distance": output.distance_sum,
+            "codes": output.code_counts,
+        }
+        return StepOutput(output.loss_sum, output.num_tokens, sums)
+
+    def summarize(self, sums: Mapping[str, Tensor], num_items: float) -> dict[str, float]:
+        """See `Objective`.
+
+        ``cosine`` between the estimate and the teacher, ``distance`` of vectors to their codes, ``codes_used``
+        and their ``perplexity``.
+        """
+        usage = CodeUsage.of(sums["codes"])
+        return {
+            "cosine": float(sums["cosine"]) / max(1.0, num_items),
+            "distance": float(sums["distance"]) / max(1.0, num_items),
+            "codes_used": float(usage.num_used),
+            "perplexity": usage.perplexity,
+        }
+
+    def check(self, sums: Mapping[str, Tensor]) -> None:
+        """See `Objective`: a tokenizer with a handful of codes tells nothing."""
+        check_usage(sums["codes"], "The tokenizer's codes")
+
+    def describe(self, row: Mapping[str, float]) -> str:
+        """See `Objective`."""
+        return f"cosine {row['cosine']:.3f}, {row['perplexity']:.0f} codes"
