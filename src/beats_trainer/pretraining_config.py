@@ -126,6 +126,10 @@ class PretrainingConfig(Settings):
     """Codes of a tokenizer."""
     code_dim: int = 256
     """Width of a code."""
+    commitment: float = 1.0
+    """Weight of a vector's distance to its code, while a tokenizer is distilled."""
+    tokenizer_start: Literal["teacher", "random"] = "teacher"
+    """Weights that a distilled tokenizer starts from; the paper does not say."""
     projection: Literal["normalized", "best-rq", "espnet", "paper"] = "normalized"
     """How the random projection is normalised; all but the first leave most codes unused."""
     fbank_mean: float | None = None
@@ -285,7 +289,7 @@ def _range_problems(config: PretrainingConfig) -> Iterator[str]:
         (1, ("predictor_layers", "predictor_width", "code_dim", "num_workers")),
         (1, ("validate_every", "log_every", "checkpoint_every", "probe_every")),
         (2, ("num_codes",)),
-        (0, ("weight_decay", "cache_audio_gb", "seed")),
+        (0, ("weight_decay", "cache_audio_gb", "seed", "commitment")),
     ):
         for name in names:
             value = getattr(config, name)

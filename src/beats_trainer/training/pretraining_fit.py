@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 
 from beats_trainer.errors import BEATsTrainerError
+from beats_trainer.loading.archive import ArchiveStep
 from beats_trainer.model.precision import resolve_precision
 from beats_trainer.training.lightning_run import (
     AtomicCheckpointIO,
@@ -29,11 +30,11 @@ from beats_trainer.training.lightning_run import (
     raise_own,
     read_checkpoint,
 )
-from beats_trainer.training.pretraining_module import PretrainingModule, StepBatch, StepPlan
+from beats_trainer.training.pretraining_module import PretrainingModule, StepPlan
 
 __all__ = ["StageRun", "StepSource", "fit_objective"]
 
-StepSource = Callable[[int, int, int], Iterator[StepBatch]]
+StepSource = Callable[[int, int, int], Iterator[ArchiveStep]]
 """Gives the batches from a step on: (first step, rank, number of processes) -> batches without end."""
 
 
@@ -177,7 +178,7 @@ class _Steps(L.LightningDataModule):
         self.accumulate = accumulate
         self.pin_memory = pin_memory
 
-    def train_dataloader(self) -> DataLoader[StepBatch]:
+    def train_dataloader(self) -> DataLoader[ArchiveStep]:
         assert self.trainer is not None
         stream = _Stream(
             self.source,
@@ -188,11 +189,11 @@ class _Steps(L.LightningDataModule):
         return DataLoader(stream, batch_size=None, pin_memory=self.pin_memory)
 
 
-class _Stream(IterableDataset[StepBatch]):
+class _Stream(IterableDataset[ArchiveStep]):
     def __init__(self, source: StepSource, first: int, rank: int, num_ranks: int) -> None:
         self.source, self.first, self.rank, self.num_ranks = source, first, rank, num_ranks
 
-    def __iter__(self) -> Iterator[StepBatch]:
+    def __iter__(self) -> Iterator[ArchiveStep]:
         return self.source(self.first, self.rank, self.num_ranks)
 
 

@@ -23,36 +23,14 @@ from torch.optim.lr_scheduler import LambdaLR
 from beats_trainer.constants import SAMPLE_RATE
 from beats_trainer.errors import BEATsTrainerError
 from beats_trainer.loading import AudioBatch
+from beats_trainer.loading.archive import ArchiveStep
 from beats_trainer.model.precision import fast_float32_products
 from beats_trainer.training.objectives import Objective, StepOutput
 from beats_trainer.training.optim import decays
 
-__all__ = ["PretrainingModule", "StepBatch", "StepPlan"]
+__all__ = ["PretrainingModule", "StepPlan"]
 
 _BETAS = (0.9, 0.98)  # as BEATs and OpenBEATs are pre-trained
-
-
-@dataclass(frozen=True)
-class StepBatch:
-    """What one process computes at once.
-
-    Attributes:
-        audio: Some clips of a step.
-        step: Which step.
-        rows: The clips' numbers among all clips of the step.
-    """
-
-    audio: AudioBatch
-    step: int
-    rows: list[int]
-
-    def to(self, device: torch.device | str) -> "StepBatch":
-        """The same on another device."""
-        return StepBatch(self.audio.to(device), self.step, self.rows)
-
-    def pin_memory(self) -> "StepBatch":
-        """The same in memory that a GPU reads faster; torch's loaders call this."""
-        return StepBatch(self.audio.pin_memory(), self.step, self.rows)
 
 
 @dataclass(frozen=True)
@@ -137,7 +115,7 @@ class PretrainingModule(L.LightningModule):
         """Undo what training has set for the process, however it has ended."""
         self._settings_of_process.close()
 
-    def training_step(self, batch: StepBatch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: ArchiveStep, batch_idx: int) -> Tensor:
         """Return the loss of this process's share of a step, as a part of the mean over all of it."""
         place = (self.plan.seed, batch.step, min(batch.rows), self.trainer.global_rank)
         torch.manual_seed(
@@ -216,8 +194,8 @@ class PretrainingModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def transfer_batch_to_device(
-        self, batch: StepBatch, device: torch.device, dataloader_idx: int
-    ) -> StepBatch:
+        self, batch: ArchiveStep, device: torch.device, dataloader_idx: int
+    ) -> ArchiveStep:
         """Move a batch, which is a class of ours, to the device."""
         return batch.to(device)
 
