@@ -25,9 +25,16 @@ if TYPE_CHECKING:
         validate_checkpoint,
     )
     from beats_trainer.comparison import Comparison, compare_models
-    from beats_trainer.config import Config, DataConfig, ModelConfig, TrainingConfig
+    from beats_trainer.config import (
+        Config,
+        DataConfig,
+        ModelConfig,
+        PretrainingConfig,
+        TrainingConfig,
+    )
     from beats_trainer.feature_extractor import BEATsFeatureExtractor
     from beats_trainer.predictor import BEATsPredictor
+    from beats_trainer.pretrainer import BEATsPretrainer
     from beats_trainer.trainer import BEATsTrainer
 
 _HOME_OF = {
@@ -35,11 +42,13 @@ _HOME_OF = {
     "BEATsForAudioClassification": "beats_trainer.checkpoints",
     "BEATsModel": "beats_trainer.checkpoints",
     "BEATsPredictor": "beats_trainer.predictor",
+    "BEATsPretrainer": "beats_trainer.pretrainer",
     "BEATsTrainer": "beats_trainer.trainer",
     "Comparison": "beats_trainer.comparison",
     "Config": "beats_trainer.config",
     "DataConfig": "beats_trainer.config",
     "ModelConfig": "beats_trainer.config",
+    "PretrainingConfig": "beats_trainer.config",
     "TrainingConfig": "beats_trainer.config",
     "compare_models": "beats_trainer.comparison",
     "download_beats_checkpoint": "beats_trainer.checkpoints",
@@ -56,11 +65,13 @@ __all__ = [
     "BEATsForAudioClassification",
     "BEATsModel",
     "BEATsPredictor",
+    "BEATsPretrainer",
     "BEATsTrainer",
     "Comparison",
     "Config",
     "DataConfig",
     "ModelConfig",
+    "PretrainingConfig",
     "TrainingConfig",
     "__version__",
     "compare_models",

@@ -28,6 +28,7 @@ from beats_trainer.cli import (
     evaluate,
     models,
     predict,
+    pretrain,
     train,
 )
 from beats_trainer.cli.exit_code import ExitCode
@@ -42,6 +43,7 @@ COMMANDS: dict[str, ModuleType] = {
     "embed": embed,
     "predict": predict,
     "detect": detect,
+    "pretrain": pretrain,
     "augment-preview": augment_preview,
     "models": models,
     "demo": demo,

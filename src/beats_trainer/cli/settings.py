@@ -14,12 +14,12 @@ import inspect
 import itertools
 import os
 import re
+import sys
 import types
 import warnings
 from collections.abc import Callable
 from typing import Any, Literal, Union, get_args, get_origin
 
-from beats_trainer import config as config_module
 from beats_trainer.config import (
     AugmentationConfig,
     Config,
@@ -30,7 +30,16 @@ from beats_trainer.config import (
 from beats_trainer.errors import ConfigError
 from beats_trainer.settings import hints_of
 
-__all__ = ["add_data", "add_settings", "print_settings", "read_data_settings", "read_settings"]
+__all__ = [
+    "add_data",
+    "add_settings",
+    "metavar_of",
+    "parse_setting",
+    "print_settings",
+    "read_data_settings",
+    "read_settings",
+    "setting_help",
+]
 
 _SHORT_NAMES = {
     "data.audio_column": "--audio-column",
@@ -111,9 +120,9 @@ def add_settings(
                 f"--{name}",
                 dest=_PREFIX + name,
                 default=argparse.SUPPRESS,
-                type=functools.partial(_parse, hint=hints[item.name]),
-                metavar=_metavar(hints[item.name]),
-                help=_help(owner, item),
+                type=functools.partial(parse_setting, hint=hints[item.name]),
+                metavar=metavar_of(hints[item.name]),
+                help=setting_help(owner, item),
             )
 
 
@@ -214,7 +223,7 @@ def _value_of(config: Config, name: str) -> Any:
     return getattr(getattr(config, section), field)
 
 
-def _parse(text: str, hint: Any) -> Any:
+def parse_setting(text: str, hint: Any) -> Any:
     """Read what YAML would not take from plain text; `Config.from_dict` converts numbers itself."""
     import yaml
 
@@ -228,7 +237,9 @@ def _parse(text: str, hint: Any) -> Any:
             # As texts: the label `no` is no truth value, and numbers are made of texts later.
             return yaml.load(text if text.startswith("[") else f"[{text}]", yaml.BaseLoader)
     except yaml.YAMLError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} cannot be read as {_metavar(hint)}") from error
+        raise argparse.ArgumentTypeError(
+            f"{text!r} cannot be read as {metavar_of(hint)}"
+        ) from error
     return text
 
 
@@ -236,7 +247,8 @@ def _kinds(hint: Any) -> tuple[Any, ...]:
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
-def _metavar(hint: Any) -> str:
+def metavar_of(hint: Any) -> str:
+    """What stands for a value in the help."""
     kind = _kinds(hint)[0]
     if get_origin(kind) is Literal:
         return "|".join(get_args(kind))
@@ -245,7 +257,8 @@ def _metavar(hint: Any) -> str:
     return {bool: "true|false", int: "N", float: "X"}.get(kind, "TEXT")
 
 
-def _help(owner: type, item: "dataclasses.Field[Any]") -> str:
+def setting_help(owner: type, item: "dataclasses.Field[Any]") -> str:
+    """The text below a field of a dataclass, with its default."""
     text = _docstrings(owner)[item.name]
     value = item.default
     if item.default_factory is not dataclasses.MISSING:
@@ -260,7 +273,8 @@ def _help(owner: type, item: "dataclasses.Field[Any]") -> str:
 @functools.cache
 def _docstrings(owner: type) -> dict[str, str]:
     """The text below each field of a dataclass."""
-    tree = ast.parse(inspect.getsource(config_module))
+    module = sys.modules[owner.__module__]
+    tree = ast.parse(inspect.getsource(module))
     (body,) = [
         node.body
         for node in tree.body
