@@ -32,8 +32,8 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from beats_trainer.errors import ConfigError
-from beats_trainer.loading.inputs import ClipInput
 from beats_trainer.loading.archive import Archive
+from beats_trainer.loading.inputs import ClipInput
 from beats_trainer.pretraining_config import PretrainingConfig
 
 if TYPE_CHECKING:

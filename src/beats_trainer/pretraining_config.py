@@ -132,6 +132,9 @@ class PretrainingConfig(Settings):
     """Weights that a distilled tokenizer starts from; the paper does not say."""
     projection: Literal["normalized", "best-rq", "espnet", "paper"] = "normalized"
     """How the random projection is normalised; all but the first leave most codes unused."""
+    store_labels: bool = False
+    """Label all recordings before an encoder is trained, and keep the codes on disk (1 GB per million windows): faster where
+    a large tokenizer would hear everything anew in each pass. Recordings are then always cut in the same places."""
     fbank_mean: float | None = None
     """Mean of the log-mel filterbank to subtract; ``None``: 15.41663, of AudioSet, or the checkpoint's."""
     fbank_std: float | None = None

@@ -221,19 +221,21 @@ class ArchiveStep:
         audio: Some clips of a step.
         step: Which step.
         rows: The clips' numbers among all clips of the step.
+        windows: Their numbers among all windows, where these are the same in every pass; else empty.
     """
 
     audio: AudioBatch
     step: int
     rows: list[int]
+    windows: list[int] = field(default_factory=list)
 
     def to(self, device: torch.device | str) -> "ArchiveStep":
         """The same on another device."""
-        return ArchiveStep(self.audio.to(device), self.step, self.rows)
+        return ArchiveStep(self.audio.to(device), self.step, self.rows, self.windows)
 
     def pin_memory(self) -> "ArchiveStep":
         """The same in memory that a GPU reads faster; torch's loaders call this."""
-        return ArchiveStep(self.audio.pin_memory(), self.step, self.rows)
+        return ArchiveStep(self.audio.pin_memory(), self.step, self.rows, self.windows)
 
 
 class ArchiveBatches:
@@ -249,6 +251,7 @@ class ArchiveBatches:
         num_threads: Threads that decode.
         cache_gb: Memory for decoded sound, in each process.
         parts: Batches that a step is computed in.
+        are_fixed: Cut the recordings in every pass as in the first, for stored labels.
 
     Raises:
         ConfigError: If there is less sound than a step takes.
@@ -264,6 +267,7 @@ class ArchiveBatches:
         num_threads: int = 4,
         cache_gb: float = 4.0,
         parts: int = 1,
+        are_fixed: bool = False,
     ) -> None:
         if archive.total_s < batch_s:
             raise ConfigError(
@@ -277,6 +281,7 @@ class ArchiveBatches:
         self.num_threads = num_threads
         self.cache_gb = cache_gb
         self.parts = parts
+        self.are_fixed = are_fixed
         self._starts = (archive.table["start_s"].to_numpy() * SAMPLE_RATE).round().astype(np.int64)
         durations = archive.table["duration_s"].to_numpy() * SAMPLE_RATE
         self._lengths = np.maximum(durations.astype(np.int64), _LEAST_SAMPLES)
@@ -285,6 +290,24 @@ class ArchiveBatches:
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_waveforms": None}  # each process decodes for itself
 
+    def windows(self, number: int = 0) -> NDArray[np.int64]:
+        """The windows of one pass over the archive, in the order of the recordings.
+
+        Args:
+            number: Which pass.
+
+        Returns:
+            Which clip, first sample in its file, samples; shape ``(N, 3)``.
+        """
+        random = self._random(0 if self.are_fixed else number, 0)
+        counts = np.maximum(1, self._lengths // self.window)
+        spare = np.maximum(0, self._lengths - counts * self.window)
+        shift = (random.random_sample(len(counts)) * (spare + 1)).astype(np.int64)
+        clip = np.repeat(np.arange(len(counts)), counts)
+        nth = np.arange(len(clip)) - np.repeat(np.cumsum(counts) - counts, counts)
+        starts = (self._starts + shift)[clip] + nth * self.window
+        return np.column_stack([clip, starts, np.minimum(self._lengths, self.window)[clip]])
+
     def plan(self, number: int) -> list[NDArray[np.int64]]:
         """The steps of one pass over the archive.
 
@@ -292,24 +315,13 @@ class ArchiveBatches:
             number: Which pass.
 
         Returns:
-            Of each step its windows, longest first: which clip, first sample in its file, samples; shape ``(N, 3)``.
+            Of each step its windows, longest first: which clip, first sample in its file, samples, and the
+            window's number in `windows`; shape ``(N, 4)``.
         """
-        # RandomState's stream is frozen for good (NEP 19), default_rng's is not.
-        random = np.random.RandomState(
-            np.random.SeedSequence((self.seed, number)).generate_state(4)
-        )
-        counts = np.maximum(1, self._lengths // self.window)
-        spare = np.maximum(0, self._lengths - counts * self.window)
-        shift = (random.random_sample(len(counts)) * (spare + 1)).astype(np.int64)
-        clip = np.repeat(np.arange(len(counts)), counts)
-        nth = np.arange(len(clip)) - np.repeat(np.cumsum(counts) - counts, counts)
-        windows = np.column_stack(
-            [
-                clip,
-                (self._starts + shift)[clip] + nth * self.window,
-                np.minimum(self._lengths, self.window)[clip],
-            ]
-        )[random.permutation(len(clip))]
+        random = self._random(number, 1)
+        windows = self.windows(number)
+        windows = np.column_stack([windows, np.arange(len(windows))])
+        windows = windows[random.permutation(len(windows))]
         steps: list[NDArray[np.int64]] = []
         first = 0
         while first < len(windows):
@@ -322,6 +334,11 @@ class ArchiveBatches:
             steps += [cut[index] for index in random.permutation(len(cut))]
             first += size
         return steps
+
+    def _random(self, number: int, purpose: int) -> np.random.RandomState:
+        # RandomState's stream is frozen for good (NEP 19), default_rng's is not.
+        place = np.random.SeedSequence((self.seed, number, purpose))
+        return np.random.RandomState(place.generate_state(4))
 
     def _cut(self, pool: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
         first = 0
@@ -357,13 +374,36 @@ class ArchiveBatches:
             is_known=None if self._waveforms is None else lambda _: True,
         )
         with contextlib.closing(stream):
-            for (step, rows, _), waveforms in stream:
+            for (step, rows, windows), waveforms in stream:
                 if isinstance(waveforms, Exception):
                     raise waveforms
-                kept = failures.without(rows, waveforms)
-                yield ArchiveStep(
-                    collate_waveforms([w for _, w in kept]), step, [r for r, _ in kept]
+                kept = failures.without(
+                    list(zip(rows, windows[:, 3].tolist(), strict=True)), waveforms
                 )
+                places = [place for place, _ in kept]
+                yield ArchiveStep(
+                    collate_waveforms([waveform for _, waveform in kept]),
+                    step,
+                    [row for row, _ in places],
+                    [number for _, number in places] if self.are_fixed else [],
+                )
+
+    def in_order(self, first: int, size: int) -> Iterator[AudioBatch]:
+        """The windows of the first pass from one on, one after the other: what is labelled.
+
+        Args:
+            first: Number of the first window.
+            size: Windows of a batch.
+
+        Raises:
+            AudioError: If one cannot be read: each window needs its labels.
+        """
+        self._fill_cache()
+        windows = self.windows()
+        for start in range(first, len(windows), size):
+            yield collate_waveforms(
+                [self._waveform(*window) for window in windows[start : start + size].tolist()]
+            )
 
     def _addressed(
         self, first: int, rank: int, num_ranks: int
@@ -386,7 +426,7 @@ class ArchiveBatches:
         self, wanted: tuple[int, list[int], NDArray[np.int64]]
     ) -> list[NDArray[np.float32] | AudioError]:
         waveforms: list[NDArray[np.float32] | AudioError] = []
-        for clip, start, length in wanted[2].tolist():
+        for clip, start, length, _ in wanted[2].tolist():
             try:
                 waveforms.append(self._waveform(clip, start, length))
             except AudioError as error:
@@ -425,13 +465,13 @@ class _Failures:
         self._files: set[str] = set()
 
     def without(
-        self, rows: list[int], waveforms: list[NDArray[np.float32] | AudioError]
-    ) -> list[tuple[int, NDArray[np.float32]]]:
+        self, places: list[tuple[int, int]], waveforms: list[NDArray[np.float32] | AudioError]
+    ) -> list[tuple[tuple[int, int], NDArray[np.float32]]]:
         kept = []
-        for row, waveform in zip(rows, waveforms, strict=True):
+        for place, waveform in zip(places, waveforms, strict=True):
             self._seen += 1
             if not isinstance(waveform, AudioError):
-                kept.append((row, waveform))
+                kept.append((place, waveform))
                 continue
             self._failed += 1
             if waveform.file not in self._files:

@@ -5,23 +5,27 @@ AudioBatch -> [front end -> tokenizer -> masked model | distiller] -> StepOutput
 Shapes in this file: B clips, T tokens, C codes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
-from beats_trainer.loading import AudioBatch
-from beats_trainer.model import AcousticTokenizer, RandomProjectionTokenizer, TokenizerOutput
+from beats_trainer.loading.archive import ArchiveStep
+from beats_trainer.loading.batches import AudioBatch
+from beats_trainer.model import AcousticTokenizer, Architecture, RandomProjectionTokenizer
+from beats_trainer.model.lengths import count_tokens
 from beats_trainer.pretraining import (
     CodeUsage,
+    LabelStore,
     MaskedAudioModel,
     TokenizerDistiller,
     check_usage,
     mask_noise,
 )
 
-__all__ = ["EncoderObjective", "Objective", "StepOutput", "TokenizerObjective"]
+__all__ = ["EncoderObjective", "Objective", "StepOutput", "TokenizerObjective", "label"]
 
 
 @dataclass(frozen=True)
@@ -42,14 +46,8 @@ class StepOutput:
 class Objective(Protocol):
     """What `PretrainingModule` asks for; both classes below are modules, too."""
 
-    def __call__(self, audio: AudioBatch, step: int, rows: Sequence[int]) -> StepOutput:
-        """Give the loss of some clips.
-
-        Args:
-            audio: The clips.
-            step: Which step they belong to: decides what is hidden.
-            rows: Their numbers among all clips of the step.
-        """
+    def __call__(self, batch: ArchiveStep) -> StepOutput:
+        """Give the loss of some clips of a step."""
 
     def summarize(self, sums: Mapping[str, Tensor], num_items: float) -> dict[str, float]:
         """Turn sums over steps and processes into what is logged."""
@@ -68,6 +66,7 @@ class EncoderObjective(nn.Module):
         model: Is trained.
         tokenizer: Gives the codes; stays as it is, and is not part of what is saved.
         seed: Of what is hidden.
+        labels: Codes of all windows, made by the tokenizer before; ``None`` makes them as they are needed.
     """
 
     def __init__(
@@ -75,17 +74,20 @@ class EncoderObjective(nn.Module):
         model: MaskedAudioModel,
         tokenizer: AcousticTokenizer | RandomProjectionTokenizer,
         seed: int,
+        labels: LabelStore | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.seed = seed
+        self.labels = labels
         self._tokenizer = [tokenizer.eval().requires_grad_(False)]  # a list hides it from the state
 
-    def forward(self, audio: AudioBatch, step: int, rows: Sequence[int]) -> StepOutput:
+    def forward(self, batch: ArchiveStep) -> StepOutput:
         """See `Objective`; the items are the hidden tokens."""
-        fbank, frame_lengths = self.model.beats.front_end(audio.waveforms, audio.lengths)
-        codes_BT = self.label(audio).codes
-        noise_BT = mask_noise(self.seed, step, rows, codes_BT.shape[1])
+        beats, audio = self.model.beats, batch.audio
+        fbank, frame_lengths = beats.front_end(audio.waveforms, audio.lengths)
+        codes_BT = self._codes(batch, fbank, frame_lengths)
+        noise_BT = mask_noise(self.seed, batch.step, batch.rows, codes_BT.shape[1])
         output = self.model(fbank, codes_BT, noise_BT, frame_lengths)
         sums = {
             "right": output.num_right,
@@ -94,10 +96,13 @@ class EncoderObjective(nn.Module):
         }
         return StepOutput(output.loss_sum, output.num_hidden, sums)
 
-    def label(self, audio: AudioBatch) -> TokenizerOutput:
-        """The tokenizer's codes of a batch."""
-        tokenizer = self._tokenizer[0].to(audio.waveforms.device)
-        return tokenizer.encode(audio.waveforms, audio.lengths)
+    def _codes(self, batch: ArchiveStep, fbank: Tensor, frame_lengths: Tensor | None) -> Tensor:
+        patch = self.model.beats.architecture.input_patch_size
+        if self.labels is not None and batch.windows:
+            num_tokens = int(count_tokens(fbank.shape[1], patch))
+            return torch.from_numpy(self.labels.codes(batch.windows, num_tokens))
+        tokenizer = self._tokenizer[0].to(fbank.device)
+        return label(tokenizer, batch.audio, (fbank, frame_lengths), self.model.beats.architecture)
 
     def summarize(self, sums: Mapping[str, Tensor], num_items: float) -> dict[str, float]:
         """See `Objective`.
@@ -137,8 +142,9 @@ class TokenizerObjective(nn.Module):
         super().__init__()
         self.distiller = distiller
 
-    def forward(self, audio: AudioBatch, step: int, rows: Sequence[int]) -> StepOutput:
+    def forward(self, batch: ArchiveStep) -> StepOutput:
         """See `Objective`; the items are the real tokens."""
+        audio = batch.audio
         output = self.distiller(*self.distiller.tokenizer.front_end(audio.waveforms, audio.lengths))
         sums = {
             "cosine": output.cosine_sum,
@@ -168,3 +174,27 @@ class TokenizerObjective(nn.Module):
     def describe(self, row: Mapping[str, float]) -> str:
         """See `Objective`."""
         return f"cosine {row['cosine']:.3f}, {row['perplexity']:.0f} codes"
+
+
+@torch.no_grad()
+def label(
+    tokenizer: AcousticTokenizer | RandomProjectionTokenizer,
+    audio: AudioBatch,
+    heard: tuple[Tensor, Tensor | None],
+    architecture: Architecture,
+) -> Tensor:
+    """The codes of a batch, shape ``(B, T)``.
+
+    Args:
+        tokenizer: On the device of the batch.
+        audio: The clips.
+        heard: What a network's front end made of them; used where the tokenizer's is the same.
+        architecture: Of that network.
+    """
+    own = tokenizer.architecture
+    if (own.fbank_mean, own.fbank_std) != (architecture.fbank_mean, architecture.fbank_std):
+        return tokenizer.encode(audio.waveforms, audio.lengths).codes
+    fbank, frame_lengths = heard
+    if isinstance(tokenizer, RandomProjectionTokenizer):
+        return tokenizer.encode_fbank(fbank, frame_lengths).codes
+    return tokenizer.codes_of(tokenizer.encode_fbank(fbank, frame_lengths).tokens)

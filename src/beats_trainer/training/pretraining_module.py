@@ -121,7 +121,7 @@ class PretrainingModule(L.LightningModule):
         torch.manual_seed(
             int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]) % 2**63
         )
-        output = self.objective(batch.audio, batch.step, batch.rows)
+        output = self.objective(batch)
         num_items = output.num_items.float()
         if self.trainer.world_size > 1:  # so that every item counts the same, wherever it is
             num_items = self._summed(num_items) / self.trainer.world_size

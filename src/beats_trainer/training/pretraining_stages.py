@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from beats_trainer.atomic import written_whole
 from beats_trainer.checkpoints import BEATsModel, load_tokenizer
@@ -27,8 +28,16 @@ from beats_trainer.model import (
     BEATs,
     RandomProjectionTokenizer,
 )
+from beats_trainer.model.fingerprint import hash_weights
+from beats_trainer.model.lengths import count_frames, count_tokens
 from beats_trainer.model.precision import autocast, resolve_precision
-from beats_trainer.pretraining import LabelPredictor, MaskedAudioModel, TokenizerDistiller
+from beats_trainer.pretraining import (
+    LabelOrigin,
+    LabelPredictor,
+    LabelStore,
+    MaskedAudioModel,
+    TokenizerDistiller,
+)
 from beats_trainer.pretraining_config import PretrainingConfig
 from beats_trainer.training.objectives import EncoderObjective, TokenizerObjective
 from beats_trainer.training.pretraining_fit import StageRun, fit_objective
@@ -39,6 +48,8 @@ __all__ = ["StageFolder", "Stages"]
 
 logger = logging.getLogger(__name__)
 
+_LABELLED_AT_ONCE = 32
+"""Windows."""
 _MOST_VALIDATED = 8
 """Batches of held-out sound that are looked at."""
 _START_TOKENS_PER_CODE = 16
@@ -256,8 +267,12 @@ class Stages:
             beats, predictor, config.mask_ratio, config.positions, config.label_smoothing
         )
         tokenizer = load_tokenizer(labelled_by.model)
-        objective = EncoderObjective(model, tokenizer, seed)
-        self._fit(iteration, stage, objective, self._batches(seed), seed)
+        batches = self._batches(seed, are_fixed=config.store_labels)
+        labels = None
+        if config.store_labels:
+            labels = self._label(tokenizer, batches, stage.path / "labels", seed)
+        objective = EncoderObjective(model, tokenizer, seed, labels)
+        self._fit(iteration, stage, objective, batches, seed)
         finished = BEATsModel(_at_rest(beats.architecture))
         finished.load_state_dict(beats.state_dict())
         save_model(finished, stage.model, provenance=self._provenance(iteration, "pre-trained"))
@@ -274,7 +289,7 @@ class Stages:
 
     # -- both ----------------------------------------------------------------------------------------------------
 
-    def _batches(self, seed: int) -> ArchiveBatches:
+    def _batches(self, seed: int, are_fixed: bool = False) -> ArchiveBatches:
         config = self.config
         return ArchiveBatches(
             self.archive,
@@ -284,7 +299,56 @@ class Stages:
             num_threads=config.num_workers,
             cache_gb=config.cache_audio_gb,
             parts=config.accumulate_grad_batches,
+            are_fixed=are_fixed,
         )
+
+    def _label(
+        self,
+        tokenizer: AcousticTokenizer | RandomProjectionTokenizer,
+        batches: ArchiveBatches,
+        folder: Path,
+        seed: int,
+    ) -> LabelStore:
+        """Give every window its codes, once; goes on where it was broken off."""
+        a = tokenizer.architecture
+        windows = batches.windows()
+        longest = int(windows[:, 2].max())
+        num_tokens = int(
+            count_tokens(count_frames(longest, a.input_patch_size), a.input_patch_size)
+        )
+        origin = LabelOrigin(
+            hash_weights(tokenizer),
+            tokenizer.num_codes,
+            a.input_patch_size,
+            a.fbank_mean,
+            a.fbank_std,
+            batches.window,
+            self.archive.fingerprint,
+            seed,
+        )
+        store = LabelStore.create(folder, origin, len(windows), num_tokens)
+        if store.is_complete:
+            return store
+        tokenizer.to(self.device)
+        dtype = resolve_precision(self.config.precision, self.device)
+        with tqdm(
+            desc="Labelling",
+            total=len(windows),
+            initial=store.num_done,
+            unit="window",
+            disable=not self.progress,
+            leave=False,
+        ) as bar:
+            for audio in batches.in_order(store.num_done, _LABELLED_AT_ONCE):
+                moved = audio.to(self.device)
+                with autocast(self.device, dtype):
+                    found = tokenizer.encode(moved.waveforms, moved.lengths)
+                lengths = found.token_lengths.tolist()
+                codes = found.codes.cpu().numpy()
+                store.add([row[:length] for row, length in zip(codes, lengths, strict=True)])
+                bar.update(len(lengths))
+        tokenizer.cpu()
+        return store
 
     def _fit(
         self,
@@ -395,7 +459,7 @@ class _Look:
         dtype = resolve_precision(config.precision, module.device)
         with torch.no_grad(), autocast(module.device, dtype):
             for batch in self._batches:
-                output = objective(batch.audio.to(module.device), batch.step, batch.rows)
+                output = objective(batch.to(module.device))
                 loss += float(output.loss_sum)
                 items += float(output.num_items)
                 if "right" in output.sums:
