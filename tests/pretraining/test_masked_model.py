@@ -1,7 +1,5 @@
 """Masked audio modelling: nothing of a hidden patch gets in, codes belong to their patches, and it learns."""
 
-import math
-
 import pytest
 import torch
 from torch import nn
@@ -79,7 +77,9 @@ def test_codes_of_visible_patches_do_not_count():
     assert torch.equal(before.target_counts, after.target_counts)
 
 
-@pytest.mark.parametrize("variant", [{}, {"gru_rel_pos": False}, {"relative_position_embedding": False}])
+@pytest.mark.parametrize(
+    "variant", [{}, {"gru_rel_pos": False}, {"relative_position_embedding": False}]
+)
 def test_with_all_tokens_kept_the_encoder_is_what_it_always_is(variant):
     encoder = build(**variant).beats.encoder.eval()
     tokens = torch.randn(2, 24, encoder.layer_norm.weight.shape[0])
@@ -204,6 +204,6 @@ def test_it_learns_codes_from_their_context_and_only_where_they_are_aligned():
 
     loss, unigram, accuracy, majority = train(0)
 
-    assert loss < unigram - 0.2 and not math.isnan(loss)
+    assert loss < unigram - 0.2
     assert accuracy > 1.2 * majority
     assert train(37)[0] > loss

@@ -23,7 +23,7 @@ from beats_trainer.errors import (
     InvalidCheckpointError,
 )
 from beats_trainer.model import Architecture
-from beats_trainer.training import cross_validation, fit, lightning_run, session
+from beats_trainer.training import cross_validation, lightning_run, session
 from beats_trainer.training.build import build_classifier, build_encoder
 from beats_trainer.training.fit import fit_network
 from beats_trainer.training.modules import ClassifierModule

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from beats_trainer._version import __version__
+from beats_trainer.checkpoints import registry
 from beats_trainer.checkpoints.checksums import file_sha256, note_published, published_sha256
 from beats_trainer.checkpoints.registry import DEFAULT_MODEL, get_model_info
 from beats_trainer.errors import (
@@ -70,7 +71,7 @@ def find_checkpoint(
             (``./checkpoints`` first), then the hub's cache.
 
     Returns:
-        The file, or ``None``. Its content is not looked at: see ``validate_checkpoint``.
+        The file, or ``None``; of a model that comes with the package, its folder. Its content is not looked at: see ``validate_checkpoint``.
 
     Raises:
         UnknownCheckpointError: If there is no such name.
@@ -81,6 +82,8 @@ def find_checkpoint(
     """
     name = model_name or DEFAULT_MODEL
     record = get_model_info(name)
+    if record.get("bundled"):
+        return registry.BUNDLED / name
     if search_paths is not None:
         return _find_in_folders(name, record, search_paths)
     return _find_in_folders(name, record, CHECKPOINT_DIRS) or _find_in_hub_cache(record)
@@ -99,7 +102,8 @@ def ensure_checkpoint(
             ``False`` looks into ``cache_dir`` and the hub's cache only.
 
     Returns:
-        The file. A downloaded one has been checked against its published sha256.
+        The file. A downloaded one has been checked against its published sha256. Of a model that comes with the
+        package it is the folder in there, wherever ``cache_dir`` is.
 
     Raises:
         UnknownCheckpointError: If there is no such name.
@@ -149,6 +153,8 @@ def fetch(
 ) -> Path:
     """Do what ``ensure_checkpoint`` says, with the hub's own options."""
     record = get_model_info(name)
+    if record.get("bundled"):
+        return registry.BUNDLED / name
     folder = None if cache_dir is None else Path(cache_dir).expanduser()
     folders = ([] if folder is None else [folder]) + (CHECKPOINT_DIRS if search_first else [])
     if revision is not None:

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 
 from beats_trainer._version import __version__
@@ -56,6 +57,7 @@ def save_model(
     calibration: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
     metrics: Mapping[str, float] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Path:
     """Write a network to a folder that needs nothing else to be loaded.
 
@@ -69,6 +71,8 @@ def save_model(
         calibration: How its probabilities were calibrated: plain values.
         provenance: Where it comes from: plain values.
         metrics: Test results by name, for the model card.
+        dtype: Number format of the weights on disk, such as ``torch.float16`` for half the size; ``None`` leaves
+            them as they are. They are loaded in float32 whatever it is.
 
     Returns:
         The folder.
@@ -89,7 +93,7 @@ def save_model(
             f"{folder} exists and is not a model folder: choose a new one, or empty it first."
         )
     config = _describe(network, label_codes, thresholds, window_s, calibration, provenance or {})
-    tensors = {key: value.contiguous() for key, value in weights_of(network).items()}
+    tensors = {key: value.to(dtype).contiguous() for key, value in weights_of(network).items()}
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_name(f".{target.name}.unfinished-{secrets.token_hex(4)}")
     unfinished.mkdir()

@@ -12,14 +12,19 @@ them and to the hub's own checksums where a mirror exists. OpenBEATs: the reposi
 """
 
 import copy
+import json
+from pathlib import Path
 from typing import Any
 
 from beats_trainer.errors import UnknownCheckpointError
 
-__all__ = ["DEFAULT_MODEL", "get_model_info", "list_available_models"]
+__all__ = ["BUNDLED", "DEFAULT_MODEL", "get_model_info", "list_available_models"]
 
 DEFAULT_MODEL = "BEATs_iter3_plus_AS2M"
 """What is loaded where no model is named."""
+
+BUNDLED = Path(__file__).parent / "bundled"
+"""Model folders that come with the package, by name."""
 
 _BEATS_PAPER = "https://arxiv.org/abs/2212.09058"
 _OPENBEATS_PAPER = "https://arxiv.org/abs/2507.14129"
@@ -183,7 +188,34 @@ def _records() -> dict[str, dict[str, Any]]:
     return records
 
 
-_RECORDS = _records()
+def _bundled(folder: Path) -> dict[str, dict[str, Any]]:
+    """Records of the models that are in the package: what their folders say of themselves."""
+    records = {}
+    for model in sorted(folder.glob("*/model.safetensors")):
+        config = json.loads((model.parent / "config.json").read_text(encoding="utf-8"))
+        provenance = config.get("provenance", {})
+        size_bytes = model.stat().st_size
+        records[model.parent.name] = {
+            "hf_repo": None,
+            "repo_type": None,
+            "hf_filename": None,
+            "filename": model.parent.name,
+            "description": provenance.get("description", "comes with this package"),
+            "size_mb": round(size_bytes / 1e6, 1),
+            "size_bytes": size_bytes,
+            "sha256": config.get("weights_sha256"),
+            "licence": provenance.get("licence", "as its README.md says"),
+            "paper": _BEATS_PAPER,
+            "kind": config["kind"],
+            "labels": None,
+            "num_classes": None,
+            "how_to_get": "It comes with this package",
+            "bundled": True,
+        }
+    return records
+
+
+_RECORDS = _records() | _bundled(BUNDLED)
 
 
 def list_available_models() -> dict[str, dict[str, Any]]:
@@ -194,7 +226,8 @@ def list_available_models() -> dict[str, dict[str, Any]]:
         source on the Hugging Face hub; ``None`` where none is known), ``filename`` (what the file is
         called on disk), ``description``, ``size_mb``, ``size_bytes`` and ``sha256`` (where known),
         ``licence``, ``paper``, ``kind`` (``"encoder"``, ``"classifier"`` or ``"tokenizer"``),
-        ``labels`` and ``num_classes`` (of classifiers), and ``how_to_get`` (by hand).
+        ``labels`` and ``num_classes`` (of classifiers), and ``how_to_get`` (by hand). One that comes with the
+        package has ``bundled``, and its file is a folder.
 
     Example:
         >>> list(list_available_models())[:3]

@@ -1,0 +1,70 @@
+"""Models that come with the package: found by name, offline, and small."""
+
+import json
+
+import pytest
+import torch
+
+from beats_trainer import BEATsModel, ensure_checkpoint, find_checkpoint, list_available_models
+from beats_trainer.checkpoints import registry
+from beats_trainer.checkpoints.folder import save_model
+from beats_trainer.errors import InvalidCheckpointError
+from beats_trainer.model import BEATs
+from checkpoint_files import tiny_architecture
+
+MOST_BYTES = 8_000_000
+
+
+@pytest.fixture
+def bundled(tmp_path, monkeypatch):
+    """A package with one small model in it."""
+    torch.manual_seed(0)
+    network = BEATs(tiny_architecture()).eval()
+    provenance = {"description": "a small encoder", "licence": "MIT"}
+    save_model(network, tmp_path / "beats_mini", provenance=provenance, dtype=torch.float16)
+    monkeypatch.setattr(registry, "BUNDLED", tmp_path)
+    monkeypatch.setattr(registry, "_RECORDS", registry._records() | registry._bundled(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return network
+
+
+def test_a_bundled_model_is_found_by_name_without_network_or_download(bundled, tmp_path):
+    record = list_available_models()["beats_mini"]
+
+    assert record["description"] == "a small encoder"
+    assert record["bundled"]
+    assert find_checkpoint("beats_mini") == tmp_path / "beats_mini"
+    assert ensure_checkpoint("beats_mini", cache_dir=tmp_path / "else") == tmp_path / "beats_mini"
+    assert not (tmp_path / "else").exists()
+
+
+def test_its_weights_are_stored_in_half_the_bytes_and_loaded_in_float32(bundled):
+    model = BEATsModel.from_pretrained("beats_mini")
+
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    waveforms = torch.randn(1, 16_000)
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            model(waveforms).tokens, bundled(waveforms).tokens, atol=2e-2, rtol=2e-2
+        )
+
+
+def test_a_bundled_model_whose_weights_were_changed_is_refused(bundled, tmp_path):
+    weights = tmp_path / "beats_mini" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+
+    with pytest.raises(InvalidCheckpointError, match="damaged"):
+        BEATsModel.from_pretrained("beats_mini")
+
+
+@pytest.mark.skipif(not registry._bundled(registry.BUNDLED), reason="no model is bundled yet")
+def test_what_this_package_bundles_is_small_documented_and_loads():
+    for name, record in registry._bundled(registry.BUNDLED).items():
+        folder = registry.BUNDLED / name
+        assert record["size_bytes"] <= MOST_BYTES
+        assert "licence" in json.loads((folder / "config.json").read_text())["provenance"]
+        assert (folder / "README.md").is_file()
+        tokens = BEATsModel.from_pretrained(name)(torch.zeros(1, 16_000)).tokens
+        assert torch.isfinite(tokens).all()
