@@ -350,6 +350,9 @@ class ArchiveBatches:
                 1, len(lengths) + 1
             )
             size = len(lengths) if filled.all() else max(1, int(np.argmin(filled)))
+            left = len(pool) - first
+            if size < left < 2 * size:  # two of half the size, not a full step and a crumb
+                size = -(-left // 2)
             yield pool[first : first + size]
             first += size
 

@@ -25,7 +25,7 @@ _DECAY = 0.99
 _KMEANS_STEPS = 10
 
 _LEAST_PERPLEXITY = 4.0
-"""Codes are taken for collapsed under it, or under a quarter of their number."""
+"""Codes are taken for collapsed under it, or under an eighth of their number."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,10 @@ def check_usage(counts_K: Tensor, what: str) -> None:
         what: Whose codes they are, for the message.
 
     Raises:
-        CodebookCollapseError: If their perplexity is below 4 (or a quarter of a small codebook).
+        CodebookCollapseError: If their perplexity is below 4 (or an eighth of a small codebook).
     """
     usage = CodeUsage.of(counts_K)
-    least = min(_LEAST_PERPLEXITY, len(counts_K) / 4)
+    least = min(_LEAST_PERPLEXITY, len(counts_K) / 8)
     if float(counts_K.sum()) > 0 and usage.perplexity < least:
         raise CodebookCollapseError(
             f"{what} have collapsed: {usage.num_used} of {len(counts_K)} codes came up, one of them for "

@@ -56,7 +56,7 @@ class LinearProbe:
             AudioError: If a clip cannot be read.
         """
         encoded = encode_clips(network, self.clips, progress=False)
-        embeddings = np.stack(encoded.kept)
+        embeddings = np.stack(encoded.embeddings)
         return float(
             np.mean(
                 [
