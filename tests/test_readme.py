@@ -25,6 +25,8 @@ QUICKER = {
     "max_epochs = 50": "max_epochs = 1",
     "max_epochs = 20": "max_epochs = 1",
     "max_epochs=100": "max_epochs=1",
+    'architecture="small")': 'architecture="nano", steps=1, tokenizer_steps=1, batch_s=2, window_s=1, '
+    "iterations=1, log_every=1, validate_every=1, checkpoint_every=1)",
     "encoder_layers=12": "encoder_layers=1",
     "encoder_embed_dim=768": "encoder_embed_dim=48",
 }
