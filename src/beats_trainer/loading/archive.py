@@ -284,7 +284,7 @@ class ArchiveBatches:
         self.are_fixed = are_fixed
         self._starts = (archive.table["start_s"].to_numpy() * SAMPLE_RATE).round().astype(np.int64)
         durations = archive.table["duration_s"].to_numpy() * SAMPLE_RATE
-        self._lengths = np.maximum(durations.astype(np.int64), _LEAST_SAMPLES)
+        self._lengths = np.maximum(np.floor(durations + 1e-3).astype(np.int64), _LEAST_SAMPLES)
         self._waveforms: dict[Clip, NDArray[np.float32]] | None = None
 
     def __getstate__(self) -> dict[str, object]:
