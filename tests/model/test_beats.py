@@ -163,7 +163,10 @@ def test_parameter_counts_are_those_of_the_released_models(build, count):
     with torch.device("meta"):
         model = build()
 
-    assert sum(parameter.numel() for parameter in model.parameters()) == count
+    # The original's codebook is made of parameters without gradient; here they are buffers.
+    codebook = [b for name, b in model.named_buffers() if name.startswith("quantize.embedding.")]
+    counted = [*model.parameters(), *(b for b in codebook if b.numel() > 1)]
+    assert sum(tensor.numel() for tensor in counted) == count
 
 
 def test_initial_weights_follow_deepnorm():

@@ -1,0 +1,238 @@
+"""What a small encoder has learned from recordings without labels: beside chance, and beside the plain spectrum.
+
+    python benchmarks/pretrained.py --esc10 esc10 --fsdd fsdd/recordings --model runs/nano/model [--seeds 3] [--quick]
+                                    [--protocols linear knn attentive finetune] [--json FILE]
+
+Rows: mean and deviation of the 128 log-mel bands; an encoder with random weights of the same size, one for each seed;
+the model. Columns: ESC-10's fold 5, the others for training; FSDD, each speaker held out in turn (``--quick``, and what
+trains a network: the two speakers of ``--speakers`` only). Nothing is chosen on what is tested: the penalty of the linear
+probe and the number of neighbours by cross-validation on the training clips, in whole groups, epochs on a tenth of them.
+
+- linear: logistic regression on standardised embeddings (mean over all tokens, last layer);
+- linear, all layers: the same on the embeddings of all layers side by side;
+- knn: nearest neighbours by cosine on standardised embeddings;
+- attentive: `BEATsTrainer` in mode attentive; finetune: in mode full (for random weights: training from scratch).
+"""
+
+import argparse
+import json
+import logging
+import statistics
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, GroupKFold
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from beats_trainer import BEATsModel, BEATsTrainer
+from beats_trainer.audio import load_audio
+from beats_trainer.config import Config, DataConfig, ModelConfig, TrainingConfig
+from beats_trainer.embeddings.encode import encode_clips
+from beats_trainer.model.fbank import KaldiFbank
+
+LEAST_SAMPLES = 2_800
+
+
+def esc10(folder: str) -> pd.DataFrame:
+    """Files, classes, groups (recordings), and fold 5 as the one part to test on."""
+    table = pd.read_csv(Path(folder) / "esc10.csv")
+    name = next(column for column in ("filename", "file") if column in table.columns)
+    paths = [str(Path(folder) / "audio" / file) for file in table[name]]
+    return pd.DataFrame(
+        {
+            "path": paths,
+            "label": table["category"],
+            "group": table["src_file"].astype(str),
+            "part": table["fold"].map(lambda fold: "fold 5" if fold == 5 else ""),
+        }
+    )
+
+
+def fsdd(folder: str) -> pd.DataFrame:
+    """Files, digits, and speakers as groups and as parts to test on."""
+    rows = []
+    for file in sorted(Path(folder).glob("*.wav")):
+        digit, speaker, _ = file.stem.split("_")
+        rows.append((str(file), digit, speaker, speaker))
+    return pd.DataFrame(rows, columns=["path", "label", "group", "part"])
+
+
+def spectrum(paths: list[str]) -> np.ndarray:
+    """Mean and deviation of each log-mel band."""
+    fbank = KaldiFbank(15.41663, 6.55582)
+    rows = []
+    for path in paths:
+        waveform = torch.from_numpy(load_audio(path))
+        waveform = torch.nn.functional.pad(waveform, (0, max(0, LEAST_SAMPLES - len(waveform))))
+        bands = fbank(waveform[None])[0]
+        rows.append(torch.cat([bands.mean(0), bands.std(0)]))
+    return torch.stack(rows).numpy()
+
+
+def embeddings(model: str, paths: list[str]) -> np.ndarray:
+    """Mean over tokens of every layer, shape ``(N, L, D)``."""
+    network = BEATsModel.from_pretrained(model)
+    encoded = encode_clips(network, paths, layer="all", precision="float32", progress=False)
+    return np.stack(encoded.embeddings)[:, 1:]
+
+
+def linear(features: np.ndarray, labels: np.ndarray, groups: np.ndarray, test: np.ndarray) -> float:
+    """Accuracy of logistic regression."""
+    search = GridSearchCV(
+        make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)),
+        {"logisticregression__C": [0.01, 0.1, 1.0]},
+        cv=GroupKFold(4),
+    )
+    search.fit(features[~test], labels[~test], groups=groups[~test])
+    return float(search.score(features[test], labels[test]))
+
+
+def knn(features: np.ndarray, labels: np.ndarray, groups: np.ndarray, test: np.ndarray) -> float:
+    """Accuracy of nearest neighbours."""
+    search = GridSearchCV(
+        make_pipeline(StandardScaler(), KNeighborsClassifier(metric="cosine")),
+        {"kneighborsclassifier__n_neighbors": [1, 5, 15]},
+        cv=GroupKFold(4),
+    )
+    search.fit(features[~test], labels[~test], groups=groups[~test])
+    return float(search.score(features[test], labels[test]))
+
+
+def trained(
+    mode: str, model: str, table: pd.DataFrame, part: str, seed: int, epochs: int, folder: str
+) -> float:
+    """Accuracy of a classifier that `BEATsTrainer` has trained."""
+    test = (table["part"] == part).to_numpy()
+    random = np.random.RandomState(seed)
+    groups = table["group"].where(table["group"].nunique() > 20, table.index.astype(str))
+    known = np.unique(groups[~test])
+    val = np.isin(groups, random.permutation(known)[: max(1, len(known) // 10)]) & ~test
+    split = np.where(test, "test", np.where(val, "val", "train"))
+    frame = pd.DataFrame({"filename": table["path"], "category": table["label"], "split": split})
+    config = Config(
+        data=DataConfig(batch_size=32, num_workers=0),
+        model=ModelConfig(mode=mode, model_path=model),  # type: ignore[arg-type]
+        training=TrainingConfig(
+            max_epochs=epochs,
+            patience=epochs,
+            device="cpu",
+            precision="auto",
+            calibrate=False,
+            learning_rate=None if mode == "attentive" else 1e-3,
+            layer_decay=None if mode == "attentive" else 1.0,
+        ),
+        seed=seed,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer = BEATsTrainer.from_dataframe(frame, config=config, log_dir=folder)
+        trainer.train(verbose=False)
+        return float(trainer.evaluate("test").accuracy)
+
+
+def main() -> None:
+    """Run it."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--esc10", required=True)
+    parser.add_argument("--fsdd", required=True)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--speakers", nargs="+", default=["george", "theo"])
+    parser.add_argument(
+        "--protocols", nargs="+", default=["linear", "knn", "attentive", "finetune"]
+    )
+    parser.add_argument("--epochs", type=int, default=15, help="of what trains a network")
+    parser.add_argument(
+        "--quick", action="store_true", help="one seed, linear and knn, two speakers"
+    )
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    logging.getLogger("beats_trainer").setLevel(logging.ERROR)
+    if arguments.quick:
+        arguments.seeds, arguments.protocols = 1, ["linear", "knn"]
+    sets = {"ESC-10": esc10(arguments.esc10), "FSDD": fsdd(arguments.fsdd)}
+    found: dict[str, dict[str, list[float]]] = {}
+
+    def note(row: str, column: str, value: float) -> None:
+        found.setdefault(row, {}).setdefault(column, []).append(value)
+        print(f"{row:24}{column:40}{value:.3f}", flush=True)
+        if arguments.json:
+            arguments.json.write_text(json.dumps(found, indent=1))
+
+    with tempfile.TemporaryDirectory() as scratch:
+        architecture = BEATsModel.from_pretrained(arguments.model).architecture
+        models = {"model": [arguments.model] * arguments.seeds, "random": []}
+        for seed in range(arguments.seeds):
+            torch.manual_seed(seed)
+            models["random"].append(
+                str(BEATsModel(architecture).save_pretrained(f"{scratch}/random_{seed}"))
+            )
+        for name, table in sets.items():
+            paths, labels = table["path"].tolist(), table["label"].to_numpy()
+            groups = table["group"].to_numpy()
+            parts = [part for part in table["part"].unique() if part]
+            if arguments.quick and name == "FSDD":
+                parts = arguments.speakers
+            simple: dict[str, Callable[..., float]] = {"linear": linear, "knn": knn}
+            features: dict[tuple[str, int], Any] = {("log-mel", 0): spectrum(paths)}
+            for row, sources in models.items():
+                for seed in range(arguments.seeds if row == "random" else 1):
+                    features[row, seed] = embeddings(sources[seed], paths)
+            for (row, _), values in features.items():
+                for protocol, score in simple.items():
+                    if protocol not in arguments.protocols:
+                        continue
+                    views = {"": values if values.ndim == 2 else values[:, -1]}
+                    if values.ndim == 3 and protocol == "linear":
+                        views[", all layers"] = values.reshape(len(values), -1)
+                    for view, flat in views.items():
+                        scores = [
+                            score(flat, labels, groups, (table["part"] == part).to_numpy())
+                            for part in parts
+                        ]
+                        note(row, f"{name} {protocol}{view}", statistics.fmean(scores))
+            for protocol, mode in (("attentive", "attentive"), ("finetune", "full")):
+                if protocol not in arguments.protocols:
+                    continue
+                tested = parts if name == "ESC-10" else arguments.speakers
+                for row, sources in models.items():
+                    for seed in range(arguments.seeds):
+                        scores = [
+                            trained(
+                                mode,
+                                sources[seed],
+                                table,
+                                part,
+                                seed,
+                                arguments.epochs,
+                                f"{scratch}/runs",
+                            )
+                            for part in tested
+                        ]
+                        note(row, f"{name} {protocol}", statistics.fmean(scores))
+    columns = list(dict.fromkeys(column for row in found.values() for column in row))
+    print(f"\n{'':36}" + "".join(f"{row:>22}" for row in found))
+    for column in columns:
+        line = f"{column:36}"
+        for scores in found.values():
+            values = scores.get(column)
+            text = "" if not values else f"{statistics.fmean(values):.3f}"
+            if values and len(values) > 1:
+                text += f" (sd {statistics.stdev(values):.3f})"
+            line += f"{text:>22}"
+        print(line)
+
+
+if __name__ == "__main__":
+    main()
