@@ -14,7 +14,9 @@ from beats_trainer.cli.recordings import (
     add_inputs_argument,
     add_store_options,
     add_threshold_option,
+    load_predictor,
     read_thresholds,
+    thresholds_for,
 )
 from beats_trainer.errors import ConfigError
 
@@ -160,16 +162,8 @@ def run(arguments: argparse.Namespace) -> ExitCode:
 
     clips = find_clips(arguments.inputs)
 
-    from beats_trainer.predictor import BEATsPredictor
-
-    predictor = BEATsPredictor.from_pretrained(
-        arguments.model,
-        device=arguments.device,
-        precision=arguments.precision,
-        compile=arguments.compile,
-        batch_size=arguments.batch_size,
-    )
-    base = {} if of_all is None else dict.fromkeys(predictor.labels, of_all)
+    predictor = load_predictor(arguments)
+    thresholds = thresholds_for(predictor, of_all, of_labels)
     found = predictor.detect(
         clips,
         arguments.output,
@@ -177,7 +171,7 @@ def run(arguments: argparse.Namespace) -> ExitCode:
         hop_s=arguments.hop,
         per_step=arguments.per_step,
         labels=arguments.label,
-        thresholds=base | of_labels or None,
+        thresholds=thresholds,
         **rules,
         **outputs,
         dtype=arguments.dtype,

@@ -16,7 +16,9 @@ from beats_trainer.cli.recordings import (
     add_inputs_argument,
     add_on_error_option,
     add_threshold_option,
+    load_predictor,
     read_thresholds,
+    thresholds_for,
 )
 from beats_trainer.errors import ConfigError
 
@@ -86,22 +88,14 @@ def run(arguments: argparse.Namespace) -> ExitCode:
 
     clips = find_clips(arguments.inputs)
 
-    from beats_trainer.predictor import BEATsPredictor
-
-    predictor = BEATsPredictor.from_pretrained(
-        arguments.model,
-        device=arguments.device,
-        precision=arguments.precision,
-        compile=arguments.compile,
-        batch_size=arguments.batch_size,
-    )
-    base = {} if of_all is None else dict.fromkeys(predictor.labels, of_all)
+    predictor = load_predictor(arguments)
+    thresholds = thresholds_for(predictor, of_all, of_labels)
     pieces = predictor.predict_stream(
         clips,
         window_s=arguments.window,
         hop_s=arguments.hop,
         top_k=arguments.top if arguments.only_top else None,
-        thresholds=base | of_labels or None,
+        thresholds=thresholds,
         on_error=arguments.on_error,
     )
     num_rows, failed = 0, []

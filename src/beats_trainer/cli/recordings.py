@@ -2,8 +2,12 @@
 
 import argparse
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from beats_trainer.errors import ConfigError
+
+if TYPE_CHECKING:
+    from beats_trainer.predictor import BEATsPredictor
 
 __all__ = [
     "add_inference_options",
@@ -11,7 +15,9 @@ __all__ = [
     "add_on_error_option",
     "add_store_options",
     "add_threshold_option",
+    "load_predictor",
     "read_thresholds",
+    "thresholds_for",
 ]
 
 
@@ -116,6 +122,27 @@ def read_thresholds(given: Sequence[str]) -> tuple[float | None, dict[str, float
         else:
             of_all = value
     return of_all, of_labels
+
+
+def load_predictor(arguments: argparse.Namespace) -> "BEATsPredictor":
+    """Load the model of a command that has `add_inference_options`."""
+    from beats_trainer.predictor import BEATsPredictor
+
+    return BEATsPredictor.from_pretrained(
+        arguments.model,
+        device=arguments.device,
+        precision=arguments.precision,
+        compile=arguments.compile,
+        batch_size=arguments.batch_size,
+    )
+
+
+def thresholds_for(
+    predictor: "BEATsPredictor", of_all: float | None, of_labels: dict[str, float]
+) -> dict[str, float] | None:
+    """What `read_thresholds` gave, by label; ``None`` leaves the model's own."""
+    base = {} if of_all is None else dict.fromkeys(predictor.labels, of_all)
+    return base | of_labels or None
 
 
 def _batch_size(text: str) -> int | None:
