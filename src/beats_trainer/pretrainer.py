@@ -219,6 +219,7 @@ class BEATsPretrainer:
             self._require_same(config)
             archive = Archive.read(self._recordings_file)
             archive.require_unchanged()
+            self._require_among_inputs(archive)
             return archive
         if self.recordings is None:
             raise ConfigError(f"There is no run in {self.output} to go on with: give recordings.")
@@ -239,6 +240,18 @@ class BEATsPretrainer:
         if len(archive.failures) > 5:
             log.warning("Left out: %d more files.", len(archive.failures) - 5)
         return archive
+
+    def _require_among_inputs(self, archive: Archive) -> None:
+        """What the run hears must be what is meant now; what is new in a folder is not heard."""
+        if self.recordings is None:
+            return
+        missing = archive.not_among(self.recordings, self.exclude)
+        if missing:
+            raise ConfigError(
+                f"The run in {self.output} was begun with other recordings: {len(missing)} of them are not among "
+                f"those that are given now, such as {missing[0]}. Give the same ones (or none, to go on with it), or "
+                "another folder for a new run."
+            )
 
     def _require_same(self, config: PretrainingConfig) -> None:
         with warnings.catch_warnings():

@@ -79,8 +79,9 @@ SIZES: dict[str, Size] = {
 class PretrainingConfig(Settings):
     """How an encoder is pre-trained on recordings without labels."""
 
-    architecture: SizeName = "base"
-    """Size of the encoder: ``nano`` (2 million weights), ``small`` (22), ``base`` (90, BEATs' own) or ``large`` (310)."""
+    architecture: SizeName | None = None
+    """Size of the encoder: ``nano`` (2 million weights), ``small`` (22), ``base`` (90, BEATs' own) or ``large`` (310).
+    ``None``: ``base``, or whatever ``from_checkpoint`` is."""
     from_checkpoint: str | os.PathLike[str] | None = None
     """Go on from an encoder, by name or path, rather than from random weights; it decides the architecture."""
     tokenizer: str | os.PathLike[str] | None = None
@@ -167,6 +168,16 @@ class PretrainingConfig(Settings):
     seed: int = 42
     """Of initial weights, the random projection, what is heard when, and what is hidden."""
 
+    @property
+    def size(self) -> Size:
+        """What goes well with the architecture; with that of ``base`` where a checkpoint decides.
+
+        Example:
+            >>> PretrainingConfig(architecture="nano").size.predictor_width
+            128
+        """
+        return SIZES[self.architecture or "base"]
+
     def architecture_settings(self) -> dict[str, Any]:
         """Arguments of ``beats_trainer.model.Architecture`` for an encoder with random weights.
 
@@ -181,7 +192,7 @@ class PretrainingConfig(Settings):
         }
         dropout = {"dropout": self.dropout, "attention_dropout": self.dropout}
         return {
-            **SIZES[self.architecture].architecture,
+            **self.size.architecture,
             **statistics,
             **dropout,
             "encoder_layerdrop": self.layerdrop,
@@ -195,7 +206,7 @@ class PretrainingConfig(Settings):
             160.0
         """
         config = copy.deepcopy(self)
-        size = SIZES[self.architecture]
+        size = self.size
         for name in (
             "steps",
             "batch_s",
@@ -208,6 +219,8 @@ class PretrainingConfig(Settings):
                 setattr(config, name, getattr(size, name))
         if self.learning_rate is None and self.from_checkpoint is not None:
             config.learning_rate = size.learning_rate / 10
+        if self.architecture is None and self.from_checkpoint is None:
+            config.architecture = "base"
         if self.tokenizer_steps is None:
             assert config.steps is not None
             config.tokenizer_steps = max(1, config.steps // 4)

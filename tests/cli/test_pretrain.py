@@ -83,9 +83,11 @@ def test_it_goes_on_from_a_checkpoint_at_another_rate(recordings, tmp_path, caps
 
     code = main(
         ["pretrain", str(recordings), "-o", str(tmp_path / "b"), *QUICK, *one, "--from", start]
+        + ["--lr", "2e-5"]
     )
 
     assert code == 0
+    assert "learning_rate: 2.0e-05" in (tmp_path / "b" / "config.yaml").read_text()
     assert "iteration_1/tokenizer: 2 steps" in capsys.readouterr().out
 
 

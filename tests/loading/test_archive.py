@@ -260,6 +260,20 @@ def test_a_file_that_turns_out_to_be_damaged_is_left_out_with_one_warning(tmp_pa
     assert all(len(step.rows) == len(step.audio) for step in steps)
 
 
+def test_one_damaged_file_does_not_stop_a_run_whose_shares_are_single_windows(tmp_path):
+    for number in range(100):
+        write(tmp_path / f"{number:03}.wav", 1.0, number)
+    archive = Archive.scan(tmp_path)
+    (tmp_path / "007.wav").write_bytes(b"RIFF")
+    source = batches(archive, window_s=2.0, batch_s=4.0, cache_gb=0.0, parts=4)
+
+    steps = first_steps(source, 4 * len(source.plan(0)))
+
+    silent = [step for step in steps if not step.audio.waveforms.any()]
+    assert len(silent) == 1
+    assert len(silent[0].rows) == 1
+
+
 def test_many_damaged_files_stop_the_run(tmp_path):
     for number in range(200):
         write(tmp_path / f"{number:03}.wav", 1.0, number)

@@ -231,6 +231,21 @@ def test_other_settings_than_those_of_the_run_are_refused_and_named(recordings, 
     pretrain(recordings, tmp_path / "run", iterations=1, num_workers=1)  # changes no result
 
 
+def test_other_recordings_than_those_of_the_run_are_refused_and_new_ones_are_not_heard(
+    recordings, tmp_path
+):
+    own = tmp_path / "own"
+    own.mkdir()
+    for file in recordings.glob("*.wav"):
+        (own / file.name).write_bytes(file.read_bytes())
+    first = pretrain(own, tmp_path / "run", iterations=1)
+
+    with pytest.raises(ConfigError, match="begun with other recordings: 10 of them"):
+        pretrain(recordings, tmp_path / "run", iterations=1)
+    (own / "new.wav").write_bytes((own / "1.wav").read_bytes())
+    assert pretrain(own, tmp_path / "run", iterations=1).histories == first.histories
+
+
 def test_recordings_that_changed_since_are_named(recordings, tmp_path):
     own = tmp_path / "own"
     own.mkdir()
@@ -270,17 +285,18 @@ def test_a_steady_noise_whose_codes_are_all_alike_stops_the_run(tmp_path):
         pretrain(tmp_path / "hum", tmp_path / "run", projection="paper")
 
 
-def test_a_checkpoint_of_another_size_is_refused(recordings, tmp_path):
+def test_a_checkpoint_of_another_size_is_refused_and_decides_where_none_is_asked_for(
+    recordings, tmp_path
+):
     first = pretrain(recordings, tmp_path / "first", iterations=1)
+    start = {"from_checkpoint": str(first.model), "batch_s": 8.0, "steps": 2, "iterations": 1}
 
-    with pytest.raises(ConfigError, match="which is not architecture='small'"):
-        pretrain(
-            recordings,
-            tmp_path / "run",
-            architecture="small",
-            batch_s=8.0,
-            from_checkpoint=str(first.model),
-        )
+    for size in ("small", "base"):
+        with pytest.raises(ConfigError, match=f"which is not architecture='{size}'"):
+            pretrain(recordings, tmp_path / "run", architecture=size, **start)
+    result = pretrain(recordings, tmp_path / "run", architecture=None, **start)
+
+    assert result.load().architecture.encoder_embed_dim == 32
 
 
 def test_a_folder_that_holds_something_else_is_left_alone(recordings, tmp_path):

@@ -163,6 +163,23 @@ class Archive:
                 "or begin a new run in another folder."
             )
 
+    def not_among(
+        self, inputs: ClipInput | Iterable[ClipInput], exclude: Iterable[str] = ()
+    ) -> list[str]:
+        """The files of the archive that a scan of these inputs would not list.
+
+        Args:
+            inputs: As for `scan`.
+            exclude: The same.
+        """
+        patterns = list(exclude)
+        meant = {
+            clip.file if is_url(clip.file) else os.path.abspath(clip.file)
+            for clip in find_clips(inputs)
+            if not _fits(clip.file, patterns)
+        }
+        return [file for file in self.table["file"].unique() if file not in meant]
+
     def require_sound(self, window_s: float) -> float:
         """Listen to some windows from all over the archive.
 
@@ -482,8 +499,10 @@ class _Failures:
                 logger.warning("Left out: %s", waveform)
             if self._failed > max(_LOOKED_AT, _MOST_FAILURES * self._seen):
                 raise waveform
-        if not kept:
-            raise next(waveform for waveform in waveforms if isinstance(waveform, AudioError))
+        if (
+            not kept
+        ):  # no process may have nothing while the others wait for it: a moment of silence
+            kept.append((places[0], np.zeros(_LEAST_SAMPLES, np.float32)))
         return kept
 
 

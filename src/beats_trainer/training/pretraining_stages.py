@@ -164,7 +164,7 @@ class Stages:
                 )
         if (
             teacher is not None
-            and self.config.architecture != PretrainingConfig().architecture
+            and self.config.architecture is not None
             and not _has_size(teacher.architecture, self.config)
         ):
             raise ConfigError(
