@@ -81,10 +81,8 @@ def test_it_goes_on_from_a_checkpoint_at_another_rate(recordings, tmp_path, caps
     assert main(["pretrain", str(recordings), "-o", str(tmp_path / "a"), *QUICK, *one]) == 0
     start = str(tmp_path / "a" / "model")
 
-    code = main(
-        ["pretrain", str(recordings), "-o", str(tmp_path / "b"), *QUICK, *one, "--from", start]
-        + ["--lr", "2e-5"]
-    )
+    second = ["pretrain", str(recordings), "-o", str(tmp_path / "b"), *QUICK, *one]
+    code = main([*second, "--from", start, "--lr", "2e-5"])
 
     assert code == 0
     assert "learning_rate: 2.0e-05" in (tmp_path / "b" / "config.yaml").read_text()
