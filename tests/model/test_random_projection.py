@@ -95,6 +95,20 @@ def test_mixed_precision_changes_no_code():
         assert torch.equal(tokenizer.encode(waveforms).codes, expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("projection", PROJECTIONS)
+def test_a_cast_to_another_number_format_changes_no_code(projection, dtype):
+    tokenizer = RandomProjectionTokenizer(num_codes=64, projection=projection)
+    waveforms = noise(2, 16_000)
+    expected = tokenizer.encode(waveforms).codes
+
+    torch.nn.ModuleList([tokenizer]).to(dtype)  # as part of a trainer's module
+
+    assert torch.equal(tokenizer.encode(waveforms).codes, expected)
+    assert {buffer.dtype for buffer in tokenizer.buffers()} == {torch.float32}
+    assert tokenizer.to("meta").codes.is_meta  # devices are followed
+
+
 def test_the_level_of_a_sound_changes_no_code_of_the_default():
     tokenizer = RandomProjectionTokenizer()
     waveform = noise(1, 32_000)

@@ -16,7 +16,7 @@ A code says what a patch is like, whatever its level with ``"normalized"``, and 
 Shapes in this file: B clips, F frames, T tokens, P values of a patch, Q width of a code, K codes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
@@ -97,6 +97,21 @@ class RandomProjectionTokenizer(nn.Module):
         codes = torch.randn(num_codes, code_dim, generator=generator)
         is_unit = projection in ("normalized", "best-rq")
         self.register_buffer("codes", F.normalize(codes, dim=1) if is_unit else codes)
+
+    def _apply(
+        self, fn: Callable[[Tensor], Tensor], recurse: bool = True
+    ) -> "RandomProjectionTokenizer":
+        """Follow to another device, never to another number format: rounded weights give other codes.
+
+        A trainer in half precision casts all that it holds (``.half()``, ``.to(torch.bfloat16)``).
+        """
+
+        def moved(tensor: Tensor) -> Tensor:
+            result = fn(tensor)
+            return result if result.dtype == tensor.dtype else tensor.to(result.device)
+
+        super()._apply(moved, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def settings(self) -> dict[str, int | str]:
         """What it was made of, besides the architecture."""
