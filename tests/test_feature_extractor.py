@@ -51,7 +51,7 @@ def test_a_path_an_unloaded_name_and_a_loaded_model_are_all_models(checkpoint, f
         np.testing.assert_array_equal(other.extract_from_file(files[0]), expected)
 
 
-@pytest.mark.parametrize("pooling", ["mean", "max", "first", "last", "cls", "none"])
+@pytest.mark.parametrize("pooling", ["mean", "max", "first", "last", "bands", "cls", "none"])
 def test_every_pooling_has_its_shape(checkpoint, files, pooling):
     extractor = BEATsFeatureExtractor(checkpoint, "cpu", pooling=pooling)
 
@@ -63,8 +63,10 @@ def test_every_pooling_has_its_shape(checkpoint, files, pooling):
         assert single.shape == (num_tokens, D)
         assert [len(tokens) for tokens in several] != [len(single)] * 3
     else:
-        assert single.shape == (D,)
-        assert several.shape == (3, D)
+        width = 8 * D if pooling == "bands" else D
+        assert single.shape == (width,)
+        assert several.shape == (3, width)
+        assert extractor.get_feature_dim() == width
 
 
 def test_layers_are_chosen_and_all_of_them_returned(checkpoint, files, extractor):

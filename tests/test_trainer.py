@@ -209,6 +209,19 @@ def test_a_custom_head_has_its_hidden_layers_and_survives_the_disk(tones, config
         assert torch.equal(value.cpu(), head.state_dict()[name])
 
 
+def test_a_head_on_bands_is_trained_saved_and_used(tones, config, tmp_path):
+    config.model.pooling = "bands"
+    trainer = BEATsTrainer.from_directory(tones, config, log_dir=tmp_path)
+
+    result = trainer.train(verbose=False)
+
+    saved = BEATsForAudioClassification.from_pretrained(result.best_checkpoint)
+    assert (saved.pooling, saved.head.embedding_dim) == ("bands", 8 * 32)
+    scores = trainer.predict(files_of(tones))
+    assert set(scores["label"]) <= {"high", "low", "middle"}
+    assert trainer.evaluate("val").accuracy == pytest.approx(result["best_score"])
+
+
 # A trained backbone.
 
 

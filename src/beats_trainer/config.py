@@ -183,8 +183,9 @@ class ModelConfig(Settings):
     """Dropout in the head and, from scratch, in the encoder."""
     activation: Literal["relu", "gelu"] = "relu"
     """After each hidden layer of the head."""
-    pooling: Literal["mean", "max", "first", "last"] = "mean"
-    """How a clip's tokens become one embedding; mode ``attentive`` learns it instead."""
+    pooling: Literal["mean", "max", "first", "last", "bands"] = "mean"
+    """How a clip's tokens become one embedding: their mean, maximum, first or last; or ``bands``, the mean over time of
+    each of the 8 frequency bands, side by side. Mode ``attentive`` learns it instead."""
     attention_pooling_heads: int | None = None
     """Heads of the learned pooling; ``None`` takes as many as the encoder has."""
     cache_gb: float = 4.0

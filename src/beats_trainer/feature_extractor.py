@@ -45,6 +45,7 @@ from beats_trainer.loading import find_clips
 from beats_trainer.loading.inputs import ClipInput as UserInput
 from beats_trainer.model.architecture import Architecture
 from beats_trainer.model.fingerprint import hash_weights
+from beats_trainer.model.pooling import pooled_width
 from beats_trainer.model.precision import resolve_device
 
 __all__ = ["BEATsFeatureExtractor", "Features"]
@@ -81,7 +82,8 @@ class BEATsFeatureExtractor:
         device: ``"cpu"``, ``"cuda"``, ``"mps"``; ``None`` or ``"auto"`` takes the fastest there is.
         layer: Which layer's output to use: 0 (the first layer's input) to L, negative from the end.
         pooling: ``"mean"``, ``"max"``, ``"first"`` (also ``"cls"``: but BEATs has no class token),
-            ``"last"``, or ``"none"`` for every token.
+            ``"last"``, ``"bands"`` (mean over time of each of the 8 frequency bands, side by side), or ``"none"``
+            for every token.
         precision: ``"auto"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``.
         compile: Whether a GPU runs the encoder compiled for each shape of batch that comes, which takes a minute
             per shape; not measured on a GPU yet, without effect elsewhere.
@@ -516,8 +518,8 @@ class BEATsFeatureExtractor:
         }
 
     def get_feature_dim(self) -> int:
-        """Width D of an embedding: 768 for the base models, 1,024 for the large ones."""
-        return self.config.encoder_embed_dim
+        """Width D of an embedding: 768 for the base models, 1,024 for the large ones; 8 times that for ``"bands"``."""
+        return pooled_width(self.config, self.pooling)
 
     def get_model_info(self) -> dict[str, Any]:
         """What is loaded, as plain values."""

@@ -54,7 +54,9 @@ class Size:
     tokenizer_learning_rate: float
 
 
-def _dimensions(layers: int, width: int, heads: int, embed: int, conv_pos: int) -> dict[str, int]:
+def _dimensions(
+    layers: int, width: int, heads: int, embed: int, conv_pos: int, conv_pos_groups: int = 16
+) -> dict[str, int]:
     return {
         "encoder_layers": layers,
         "encoder_embed_dim": width,
@@ -62,11 +64,12 @@ def _dimensions(layers: int, width: int, heads: int, embed: int, conv_pos: int) 
         "encoder_attention_heads": heads,
         "embed_dim": embed,
         "conv_pos": conv_pos,
+        "conv_pos_groups": conv_pos_groups,
     }
 
 
 SIZES: dict[str, Size] = {
-    "nano": Size(_dimensions(4, 192, 6, 192, 64), 1, 128, 10_000, 160.0, 1e-3, 1e-3),
+    "nano": Size(_dimensions(4, 192, 6, 192, 32, 12), 1, 128, 10_000, 160.0, 1e-3, 1e-3),
     "small": Size(_dimensions(12, 384, 6, 384, 128), 1, 256, 50_000, 640.0, 5e-4, 2e-4),
     "base": Size(_dimensions(12, 768, 12, 512, 128), 2, 384, 100_000, 2800.0, 5e-4, 5e-5),
     "large": Size(_dimensions(24, 1024, 16, 512, 128), 2, 512, 100_000, 5600.0, 1e-4, 5e-5),

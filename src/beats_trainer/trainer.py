@@ -838,7 +838,7 @@ class BEATsTrainer:
         Args:
             audio_paths: One file or several.
             checkpoint_path: Another model to embed with.
-            pooling: ``"mean"``, ``"max"``, ``"first"``, ``"last"``, or ``"none"`` for every token.
+            pooling: ``"mean"``, ``"max"``, ``"first"``, ``"last"``, ``"bands"``, or ``"none"`` for every token.
             normalize: Scale each embedding to unit length.
             batch_size: Most clips in a batch; ``None`` chooses.
             layer: 0 (the first layer's input) to L, negative from the end.

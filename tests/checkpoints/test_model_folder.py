@@ -24,7 +24,7 @@ from beats_trainer.errors import (
     DownloadError,
     InvalidCheckpointError,
 )
-from beats_trainer.model import AttentivePooling, ClassifierHead
+from beats_trainer.model import AttentivePooling, ClassifierHead, pooled_width
 from checkpoint_files import (
     tiny_architecture,
     write_espnet_checkpoint,
@@ -93,6 +93,22 @@ def test_a_classifier_comes_back_with_everything_it_needs(tmp_path):
     assert loaded.head.to_dict() == classifier.head.to_dict()
     assert loaded.provenance["data"] == "my recordings"
     torch.testing.assert_close(logits(loaded), logits(classifier), rtol=0, atol=0)
+
+
+def test_a_classifier_that_reads_bands_comes_back_with_its_wider_head(tmp_path):
+    torch.manual_seed(0)
+    beats = BEATsModel(tiny_architecture())
+    head = ClassifierHead(pooled_width(beats.architecture, "bands"), 3)
+    classifier = BEATsForAudioClassification(beats, head, LABELS, pooling="bands")
+
+    folder = classifier.save_pretrained(tmp_path / "model")
+    loaded = BEATsForAudioClassification.from_pretrained(folder)
+
+    assert loaded.pooling == "bands"
+    assert loaded.head.embedding_dim == 8 * 32
+    torch.testing.assert_close(logits(loaded), logits(classifier), rtol=0, atol=0)
+    with pytest.raises(ValueError, match="pooling 'bands'"):
+        loaded.to_microsoft()
 
 
 def test_a_classifier_with_learned_pooling_comes_back_with_it(tmp_path):

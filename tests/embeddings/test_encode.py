@@ -13,7 +13,7 @@ from beats_trainer.model import AttentivePooling, BEATs, pool_tokens
 from checkpoint_files import tiny_architecture
 from sounds import tone, write_tone
 
-POOLINGS = ["mean", "max", "first", "last", "none"]
+POOLINGS = ["mean", "max", "first", "last", "bands", "none"]
 
 
 @pytest.fixture(scope="module")

@@ -67,7 +67,7 @@ def test_a_group_has_the_same_bits_whatever_came_before_it(network):
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("pooling", ["mean", "max", "first", "last"])
+@pytest.mark.parametrize("pooling", ["mean", "max", "first", "last", "bands"])
 @pytest.mark.parametrize("seconds", [0.05, 1.0, 3.3])
 def test_per_time_step_the_eight_patches_of_each_are_pooled(network, pooling, seconds):
     clip = tone(seconds)
@@ -82,6 +82,7 @@ def test_per_time_step_the_eight_patches_of_each_are_pooled(network, pooling, se
         "max": patches.max(axis=1),
         "first": patches[:, 0],
         "last": patches[:, -1],
+        "bands": patches.reshape(len(patches), -1),
     }[pooling]
     np.testing.assert_allclose(steps, expected, atol=2e-5)
 

@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pooling",
         default="mean",
-        choices=("mean", "max", "first", "last"),
+        choices=("mean", "max", "first", "last", "bands"),
         help="how tokens become one embedding (default: mean)",
     )
     layers = parser.add_mutually_exclusive_group()

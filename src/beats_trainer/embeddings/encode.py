@@ -204,8 +204,9 @@ def encode_clips(
     Args:
         network: Where it is, its device is used; put back into its mode (train or eval) afterwards.
         inputs: Files, parts of files (`Clip`), or waveforms ``(S,)`` float32 at 16 kHz.
-        pooling: ``"mean"``, ``"max"``, ``"first"``, ``"last"``, or ``"none"`` for every token. Or a learned
-            pooling on the network's device, which reads all layers (leave ``layer`` at -1) and gives ``(D,)``.
+        pooling: ``"mean"``, ``"max"``, ``"first"``, ``"last"``, ``"bands"`` (see `pool_tokens`; gives ``(8 * D,)``),
+            or ``"none"`` for every token. Or a learned pooling on the network's device, which reads all layers
+            (leave ``layer`` at -1) and gives ``(D,)``.
         layer: 0 (the first layer's input) to L (the last layer), negative from the end, several, or
             ``"all"``.
         batch_size: Most clips in a batch, fewer where they are long or of other lengths; ``None`` or

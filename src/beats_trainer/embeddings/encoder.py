@@ -38,6 +38,7 @@ from beats_trainer.model.pooling import (
     PartialPooling,
     PoolingMode,
     pool_tokens,
+    pooled_width,
 )
 from beats_trainer.model.precision import autocast, resolve_precision
 
@@ -131,8 +132,8 @@ class Encoder:
 
     Args:
         network: Where it is, its device is used.
-        pooling: ``"mean"``, ``"max"``, ``"first"``, ``"last"``, or ``"none"`` for every token. Or a learned
-            pooling on the network's device, which reads all layers (leave ``layer`` at -1).
+        pooling: ``"mean"``, ``"max"``, ``"first"``, ``"last"``, ``"bands"`` (see `pool_tokens`), or ``"none"``
+            for every token. Or a learned pooling on the network's device, which reads all layers (leave ``layer`` at -1).
         layer: 0 (the first layer's input) to L (the last layer), negative from the end, several, or
             ``"all"``.
         per_step: Pool the frequency patches of each time step (160 ms), instead of all tokens of a clip.
@@ -202,7 +203,8 @@ class Encoder:
     @property
     def width(self) -> int:
         """Width D of what is kept."""
-        return self.network.architecture.encoder_embed_dim
+        mode = "attentive" if isinstance(self.pooling, AttentivePooling) else self.pooling
+        return pooled_width(self.network.architecture, mode)
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -299,12 +301,15 @@ class Encoder:
             return kept_KBTD
         mode: PoolingMode = self.pooling  # type: ignore[assignment]
         num_layers, num_clips, _, width = kept_KBTD.shape
+        patches = self.network.architecture.patches_per_step
         if self.per_step:
-            patches = self.network.architecture.patches_per_step
-            steps = pool_tokens(kept_KBTD.reshape(-1, patches, width), mode=mode)
-            return steps.reshape(num_layers, num_clips, -1, width)
-        pooled = pool_tokens(kept_KBTD.flatten(0, 1), token_lengths.repeat(num_layers), mode)
-        return pooled.reshape(num_layers, num_clips, width)
+            steps = pool_tokens(
+                kept_KBTD.reshape(-1, patches, width), mode=mode, patches_per_step=patches
+            )
+            return steps.reshape(num_layers, num_clips, -1, self.width)
+        token_lengths = token_lengths.repeat(num_layers)
+        pooled = pool_tokens(kept_KBTD.flatten(0, 1), token_lengths, mode, patches)
+        return pooled.reshape(num_layers, num_clips, self.width)
 
     def _attend(
         self, pooling: AttentivePooling, layers_LBTD: Tensor, token_lengths: Tensor

@@ -19,6 +19,7 @@ from beats_trainer.model.pooling import (
     ClassifierPooling,
     PoolingMode,
     pool_tokens,
+    pooled_width,
 )
 from beats_trainer.model.random_projection import RandomProjectionTokenizer
 from beats_trainer.model.spec_augment import spec_augment
@@ -42,5 +43,6 @@ __all__ = [
     "TokenizerOutput",
     "apply_activation",
     "pool_tokens",
+    "pooled_width",
     "spec_augment",
 ]

@@ -20,6 +20,7 @@ from beats_trainer.model.pooling import (
     ClassifierPooling,
     PoolingMode,
     pool_tokens,
+    pooled_width,
 )
 
 __all__ = [
@@ -103,11 +104,6 @@ class BEATsClassifier(nn.Module):
             raise ValueError(f"{len(labels)} labels for a head of {head.num_classes} classes.")
         if len(set(labels)) != len(labels):
             raise ValueError("A label appears twice: each class needs a name of its own.")
-        if head.embedding_dim != beats.architecture.encoder_embed_dim:
-            raise ValueError(
-                f"The head reads {head.embedding_dim} values, the encoder gives "
-                f"{beats.architecture.encoder_embed_dim}."
-            )
         if activation not in get_args(Activation):
             raise ValueError(f"Unknown activation {activation!r}: expected softmax or sigmoid.")
         if task not in (None, *get_args(ClassifierTask)):
@@ -127,6 +123,11 @@ class BEATsClassifier(nn.Module):
             )
         if attentive_pooling is not None:
             attentive_pooling.require_fit(beats.architecture)
+        width = pooled_width(beats.architecture, pooling)
+        if head.embedding_dim != width:
+            raise ValueError(
+                f"The head reads {head.embedding_dim} values, the encoder gives {width} with pooling={pooling!r}."
+            )
         self.beats = beats
         self.head = head
         self.labels = list(labels)
@@ -157,7 +158,8 @@ class BEATsClassifier(nn.Module):
             assert output.layers is not None
             embeddings: Tensor = pooling(output.layers, output.token_lengths)
             return embeddings
-        return pool_tokens(output.tokens, output.token_lengths, pooling)
+        patches = self.beats.architecture.patches_per_step
+        return pool_tokens(output.tokens, output.token_lengths, pooling, patches)
 
     @property
     def clip_pooling(self) -> PoolingMode | AttentivePooling:

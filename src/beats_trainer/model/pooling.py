@@ -5,7 +5,7 @@ waveforms -> fbank -> encoder -> [pooling] -> embeddings | head
 Padding never counts: a clip has the same embedding alone and in a batch. `pool_tokens` has nothing to
 learn; `AttentivePooling` learns which layers and which tokens matter, and is trained with the head.
 
-Shapes in this file: B clips, T tokens (time-major: 8 frequency patches per time step), D width, L layers of
+Shapes in this file: B clips, T tokens (time-major: P = 8 frequency patches per time step), D width, L layers of
 the encoder, H heads of the pooling.
 """
 
@@ -26,9 +26,10 @@ __all__ = [
     "PartialPooling",
     "PoolingMode",
     "pool_tokens",
+    "pooled_width",
 ]
 
-PoolingMode = Literal["mean", "max", "first", "last"]
+PoolingMode = Literal["mean", "max", "first", "last", "bands"]
 """How tokens become one vector."""
 POOLING_MODES: tuple[PoolingMode, ...] = get_args(PoolingMode)
 """The same, to iterate over."""
@@ -37,7 +38,10 @@ ClassifierPooling: TypeAlias = PoolingMode | Literal["attentive"]
 
 
 def pool_tokens(
-    tokens: Tensor, token_lengths: Tensor | None = None, mode: PoolingMode = "mean"
+    tokens: Tensor,
+    token_lengths: Tensor | None = None,
+    mode: PoolingMode = "mean",
+    patches_per_step: int = 8,
 ) -> Tensor:
     """Reduce each clip's tokens to one vector, counting real tokens only.
 
@@ -47,12 +51,16 @@ def pool_tokens(
             follows them in a row is padding. ``None`` means that no clip is padded.
         mode: ``"mean"`` or ``"max"`` over the real tokens, or the ``"first"`` or ``"last"``
             of them. BEATs has no CLS token: ``"first"`` is the earliest patch, not a summary.
+            ``"bands"`` is the mean over time of each frequency band, the bands side by side (as masked
+            spectrogram models are read in MSM-MAE, arXiv 2204.12260, section 3.1).
+        patches_per_step: P, for ``"bands"`` only.
 
     Returns:
-        Embeddings, shape ``(B, D)``, with the dtype and device of ``tokens``; not normalised.
+        Embeddings, shape ``(B, D)``, with the dtype and device of ``tokens``; not normalised. For ``"bands"``
+        ``(B, P * D)``, the lowest band first.
 
     Raises:
-        ValueError: If ``mode`` is unknown, or a clip has no real token.
+        ValueError: If ``mode`` is unknown, a clip has no real token, or tokens make no whole time steps.
 
     Example:
         >>> tokens = torch.tensor([[[1.0], [3.0], [9.0]]])  # (1, 3, 1); the 9.0 is padding
@@ -63,6 +71,16 @@ def pool_tokens(
         raise ValueError(f"Unknown pooling {mode!r}: expected one of {', '.join(POOLING_MODES)}.")
     num_clips, num_tokens, _ = tokens.shape
     token_lengths = _known_lengths(tokens, token_lengths)
+    if mode == "bands":
+        if num_tokens % patches_per_step or bool((token_lengths % patches_per_step).any()):
+            raise ValueError(
+                f"Pooling 'bands' takes whole time steps of {patches_per_step} tokens each, got {num_tokens} tokens."
+            )
+        num_tokens, token_lengths = (
+            num_tokens // patches_per_step,
+            token_lengths // patches_per_step,
+        )
+        tokens = tokens.reshape(num_clips, num_tokens, -1)
     if mode == "first":
         return tokens[:, 0]
     if mode == "last":
@@ -71,6 +89,21 @@ def pool_tokens(
     if mode == "max":
         return tokens.masked_fill(~real_BT1, -math.inf).amax(dim=1)
     return tokens.masked_fill(~real_BT1, 0.0).sum(dim=1) / token_lengths[:, None].to(tokens.dtype)
+
+
+def pooled_width(architecture: Architecture, mode: str) -> int:
+    """Count the values of an embedding.
+
+    Args:
+        architecture: Of the encoder.
+        mode: As for `pool_tokens`; every other pooling leaves the width of a token.
+
+    Example:
+        >>> pooled_width(Architecture(), "mean"), pooled_width(Architecture(), "bands")
+        (768, 6144)
+    """
+    bands = architecture.patches_per_step if mode == "bands" else 1
+    return bands * architecture.encoder_embed_dim
 
 
 class AttentivePooling(nn.Module):

@@ -13,7 +13,7 @@ from beats_trainer.checkpoints.sources import locate
 from beats_trainer.config import Config
 from beats_trainer.datasets import Task
 from beats_trainer.errors import ConfigError
-from beats_trainer.model import AttentivePooling, BEATs, ClassifierHead
+from beats_trainer.model import AttentivePooling, BEATs, ClassifierHead, pooled_width
 from beats_trainer.model.architecture import Architecture
 from beats_trainer.training.losses import activation_of
 
@@ -80,10 +80,11 @@ def build_classifier(
     hidden_dims = settings.hidden_dims if settings.use_custom_head else None
     architecture = encoder.architecture
     mode = settings.resolved_mode
+    pooling = "attentive" if mode == "attentive" else settings.pooling
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         head = ClassifierHead(
-            architecture.encoder_embed_dim,
+            pooled_width(architecture, pooling),
             len(labels),
             hidden_dims=hidden_dims or (),
             activation=settings.activation,
@@ -99,7 +100,7 @@ def build_classifier(
         head,
         labels,
         activation=activation_of(config.training.loss_function, task),
-        pooling="attentive" if mode == "attentive" else settings.pooling,
+        pooling=pooling,
         attentive_pooling=learned,
         task=task,
     )

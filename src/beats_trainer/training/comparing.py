@@ -173,7 +173,7 @@ def probe_model(
     seconds = time.perf_counter() - start
     fact = {
         "model": candidate.name,
-        "embedding_dim": encoder.architecture.encoder_embed_dim,
+        "embedding_dim": classifier.head.embedding_dim,
         "num_parameters": sum(weight.numel() for weight in encoder.parameters()),
         "seconds": seconds,
         "audio_hours_per_minute": _duration_s(manifest) / 60 / seconds,
