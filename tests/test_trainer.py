@@ -268,6 +268,31 @@ def test_the_head_learns_faster_than_the_layers_below_when_told_to(tones, fine_t
     assert change["beats.encoder.layers.0.fc1.weight"] < 1e-6
 
 
+@pytest.mark.parametrize("mode", ["full", "lora"])
+def test_what_is_fine_tuned_starts_from_a_head_that_was_fitted_on_the_frozen_network(
+    tones, base, tmp_path, mode
+):
+    scores = {}
+    for name, chosen, is_first in (
+        ("head", "head", True),
+        ("first", mode, True),
+        ("fresh", mode, False),
+    ):
+        config = head_config(base)
+        config.model.mode = chosen
+        config.model.fit_head_first = is_first
+        config.data.batch_size = None
+        config.training = TrainingConfig(device="cpu", precision="float32", calibrate=False)
+        if chosen != "head":
+            config.training.learning_rate, config.training.max_epochs = 1e-12, 1
+        trainer = BEATsTrainer.from_directory(tones, config, log_dir=tmp_path / name)
+        trainer.train(verbose=False)
+        scores[name] = trainer.predict(files_of(tones))["score"].to_numpy()
+
+    np.testing.assert_allclose(scores["first"], scores["head"], atol=1e-4)
+    assert np.abs(scores["fresh"] - scores["head"]).max() > 0.05
+
+
 def test_old_style_freeze_backbone_false_alone_trains_the_backbone(tones, config, tmp_path):
     config.model.freeze_backbone = False
     config.training.max_epochs = 1

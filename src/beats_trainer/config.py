@@ -188,6 +188,9 @@ class ModelConfig(Settings):
     each of the 8 frequency bands, side by side. Mode ``attentive`` learns it instead."""
     attention_pooling_heads: int | None = None
     """Heads of the learned pooling; ``None`` takes as many as the encoder has."""
+    fit_head_first: bool = True
+    """In modes ``full`` and ``lora``, fit the head on embeddings of the frozen network before the network is trained: its
+    first steps then do not follow a head that knows nothing (LP-FT, arXiv 2202.10054)."""
     cache_gb: float = 4.0
     """Memory in GB that the cached tokens of mode ``attentive`` may take; where they need more, the frozen
     network is run in every epoch."""
@@ -916,6 +919,12 @@ def _details_without_effect(config: Config) -> Iterator[str]:
             ("pooling",),
             config.model.resolved_mode != "attentive",
             "mode attentive learns it",
+        ),
+        (
+            "model",
+            ("fit_head_first",),
+            config.model.resolved_mode in ("full", "lora"),
+            "it is for model.mode='full' and 'lora'",
         ),
         (
             "training",

@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from beats_trainer._version import __version__
 from beats_trainer.audio import to_waveform
 from beats_trainer.checkpoints import BEATsModel
+from beats_trainer.checkpoints.download import choose_model
 from beats_trainer.checkpoints.registry import DEFAULT_MODEL
 from beats_trainer.constants import SAMPLE_RATE
 from beats_trainer.embeddings import EmbeddingStore, open_store
@@ -78,7 +79,8 @@ class BEATsFeatureExtractor:
     Args:
         model_path: A registry name (``"openbeats"``), a checkpoint file, a model folder, a hub
             repository ``"owner/name"``, or a loaded `BEATsModel`. ``None`` is BEATs_iter3_plus_AS2M,
-            found on disk or downloaded.
+            found on disk or downloaded. ``"auto"`` downloads nothing: the first of the large encoders that is on
+            this machine, else beats_nano, which comes with the package; it says which.
         device: ``"cpu"``, ``"cuda"``, ``"mps"``; ``None`` or ``"auto"`` takes the fastest there is.
         layer: Which layer's output to use: 0 (the first layer's input) to L, negative from the end.
         pooling: ``"mean"``, ``"max"``, ``"first"`` (also ``"cls"``: but BEATs has no class token),
@@ -126,10 +128,9 @@ class BEATsFeatureExtractor:
             self.model_path: Path | str | None = None
             self.model = model_path
         else:
-            self.model_path = DEFAULT_MODEL if model_path is None else model_path  # type: ignore[assignment]
-            self.model = BEATsModel.from_pretrained(
-                DEFAULT_MODEL if model_path is None else model_path
-            )
+            source = choose_model(DEFAULT_MODEL if model_path is None else model_path)
+            self.model_path = source  # type: ignore[assignment]
+            self.model = BEATsModel.from_pretrained(source)
         check_layer(layer, self.config.encoder_layers)
         self.layer = layer
         self.model.to(self.device).eval()

@@ -167,6 +167,8 @@ class BEATsTrainer:
         self._splits: Splits | None = None
         self._folds: dict[tuple[Any, ...], list[FoldSplit]] = {}
         self.config.validate()
+        if self.config.model.model_path is not None:  # what is written down is what is meant
+            self.config.model.model_path = choose_model(self.config.model.model_path)
 
         if isinstance(dataset, Splits):
             self.manifest: Manifest | None = None

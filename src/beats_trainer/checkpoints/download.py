@@ -22,7 +22,13 @@ from typing import Any, TypeVar
 from beats_trainer._version import __version__
 from beats_trainer.checkpoints import registry
 from beats_trainer.checkpoints.checksums import file_sha256, note_published, published_sha256
-from beats_trainer.checkpoints.registry import DEFAULT_MODEL, get_model_info
+from beats_trainer.checkpoints.registry import (
+    AUTO,
+    DEFAULT_MODEL,
+    SMALL_MODEL,
+    get_model_info,
+    list_available_models,
+)
 from beats_trainer.errors import (
     CheckpointNotFoundError,
     DownloadError,
@@ -33,6 +39,7 @@ __all__ = [
     "CHECKPOINT_DIRS",
     "ask_hub",
     "cached_snapshot",
+    "choose_model",
     "download_beats_checkpoint",
     "ensure_checkpoint",
     "fetch",
@@ -87,6 +94,36 @@ def find_checkpoint(
     if search_paths is not None:
         return _find_in_folders(name, record, search_paths)
     return _find_in_folders(name, record, CHECKPOINT_DIRS) or _find_in_hub_cache(record)
+
+
+def choose_model(source: PathLike) -> PathLike:
+    """Put a name in the place of ``"auto"``, and say which; nothing is downloaded.
+
+    Args:
+        source: What a user names as a model.
+
+    Returns:
+        For ``"auto"`` the name of the first encoder that is on this machine, in the registry's order (the
+        default model comes first), or of the one that comes with this package. Anything else as it is.
+
+    Example:
+        >>> choose_model("openbeats")
+        'openbeats'
+    """
+    if source != AUTO:
+        return source
+    for name, record in list_available_models().items():
+        is_large = record["kind"] == "encoder" and not record.get("bundled")
+        if is_large and find_checkpoint(name) is not None:
+            logger.info("Using %s, which is on this machine.", name)
+            return name
+    logger.warning(
+        "Using %s, the small encoder that comes with this package, for none of the large ones is on this machine. "
+        "They know far more sounds: beats-trainer models %s --download",
+        SMALL_MODEL,
+        DEFAULT_MODEL,
+    )
+    return SMALL_MODEL
 
 
 def ensure_checkpoint(

@@ -18,10 +18,23 @@ from typing import Any
 
 from beats_trainer.errors import UnknownCheckpointError
 
-__all__ = ["BUNDLED", "DEFAULT_MODEL", "get_model_info", "list_available_models"]
+__all__ = [
+    "AUTO",
+    "BUNDLED",
+    "DEFAULT_MODEL",
+    "SMALL_MODEL",
+    "get_model_info",
+    "list_available_models",
+]
 
 DEFAULT_MODEL = "BEATs_iter3_plus_AS2M"
 """What is loaded where no model is named."""
+
+SMALL_MODEL = "beats_nano"
+"""What comes with the package."""
+
+AUTO = "auto"
+"""Says: the first of the large encoders that is on this machine, else ``SMALL_MODEL``."""
 
 BUNDLED = Path(__file__).parent / "bundled"
 """Model folders that come with the package, by name."""

@@ -12,6 +12,7 @@ from typing import Any
 from beats_trainer.checkpoints.download import (
     ask_hub,
     cached_snapshot,
+    choose_model,
     fetch,
     files_under,
     hub_is_offline,
@@ -49,7 +50,8 @@ def locate(
     A registry name comes first: a file or folder of the same name needs its path (``./openbeats``).
 
     Args:
-        source: Registry name, path of a file or model folder, or a hub repository ``"owner/name"``.
+        source: Registry name, path of a file or model folder, a hub repository ``"owner/name"``, or ``"auto"`` as
+            for `choose_model`.
         revision: Branch, tag or commit, for what comes from the hub.
         token: For private repositories; ``None`` uses the stored login.
         cache_dir: Where downloads lie: see ``ensure_checkpoint``; for ``"owner/name"``, the hub's
@@ -63,6 +65,7 @@ def locate(
         CheckpointNotFoundError: If a path is not there, or the hub is out of reach.
         UnknownCheckpointError: If it is neither a path nor a known name.
     """
+    source = choose_model(source)
     known = list_available_models()
     if isinstance(source, str) and source in known:
         record = get_model_info(source)

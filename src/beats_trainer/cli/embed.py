@@ -46,7 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         metavar="NAME_OR_PATH",
-        help="checkpoint name, file, model folder or hub owner/name (default: BEATs_iter3_plus_AS2M)",
+        help="checkpoint name, file, model folder or hub owner/name (default: BEATs_iter3_plus_AS2M); "
+        "auto: a large one if it is here, else beats_nano, which comes with the package",
     )
     parser.add_argument(
         "--window", type=float, metavar="S", help="seconds per embedding (default: whole files)"

@@ -7,6 +7,7 @@ What `BEATsTrainer.train` does once, cross-validation does once per fold.
 Shapes in this file: N clips, C classes.
 """
 
+import copy
 import logging
 import time
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from beats_trainer.datasets import Splits, Task
 from beats_trainer.loading import ClipChange
 from beats_trainer.model.classifier import apply_activation
 from beats_trainer.model.precision import resolve_precision
+from beats_trainer.presets import PRESETS
 from beats_trainer.reports import (
     Interval,
     Metrics,
@@ -308,6 +310,30 @@ def trained_window_s(table: pd.DataFrame, config: Config) -> float | None:
     return min((seconds for seconds in known if seconds is not None), default=None)
 
 
+def _fit_head_first(
+    classifier: BEATsForAudioClassification,
+    splits: Splits,
+    config: Config,
+    progress: bool | None,
+) -> None:
+    """Fit the head as mode ``head`` would by its preset, for what is trained next to start from."""
+    probing = copy.deepcopy(config)
+    preset = PRESETS["head"]
+    for name in (
+        "learning_rate",
+        "weight_decay",
+        "layer_decay",
+        "max_epochs",
+        "patience",
+        "warmup_ratio",
+    ):
+        setattr(probing.training, name, getattr(preset, name))
+    probing.data.batch_size = preset.batch_size
+    cache = EmbeddingCache(classifier, config, splits.task)
+    embedded = _embed(classifier, splits, ("train", "val"), cache, progress)
+    _fit_head(classifier, embedded, probing, progress)
+
+
 def _hears_anew(config: Config, augment: ClipChange | None) -> bool:
     """Whether a frozen network must be run in every epoch, because its clips are not always the same."""
     return (
@@ -367,6 +393,9 @@ def _fit_network(
     """Fit all that has a gradient, hearing clips in every epoch; adapters are folded in afterwards."""
     from beats_trainer.training.fit import fit_network  # Lightning takes seconds to import
 
+    is_begun = resume and run.last_checkpoint.is_file()
+    if config.model.fit_head_first and config.model.mode != "scratch" and not is_begun:
+        _fit_head_first(classifier, splits, config, progress)
     if config.model.mode != "lora":
         return fit_network(
             classifier,
