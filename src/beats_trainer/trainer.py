@@ -22,6 +22,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from beats_trainer.checkpoints import BEATsForAudioClassification, BEATsModel
+from beats_trainer.checkpoints.download import choose_model
 from beats_trainer.config import (
     Config,
     DataConfig,

@@ -5,10 +5,17 @@ import json
 import pytest
 import torch
 
-from beats_trainer import BEATsModel, ensure_checkpoint, find_checkpoint, list_available_models
+from beats_trainer import (
+    BEATsFeatureExtractor,
+    BEATsModel,
+    ensure_checkpoint,
+    find_checkpoint,
+    list_available_models,
+)
 from beats_trainer.checkpoints import registry
+from beats_trainer.checkpoints.download import choose_model
 from beats_trainer.checkpoints.folder import save_model
-from beats_trainer.errors import InvalidCheckpointError
+from beats_trainer.errors import CheckpointNotFoundError, InvalidCheckpointError
 from beats_trainer.model import BEATs
 from checkpoint_files import tiny_architecture
 
@@ -57,6 +64,37 @@ def test_a_bundled_model_whose_weights_were_changed_is_refused(bundled, tmp_path
 
     with pytest.raises(InvalidCheckpointError, match="damaged"):
         BEATsModel.from_pretrained("beats_mini")
+
+
+def test_auto_is_the_packages_own_model_where_no_large_one_is_here_and_says_so(caplog):
+    assert choose_model("auto") == "beats_nano"
+
+    (said,) = caplog.messages
+    assert "beats_nano" in said
+    assert "none of the large ones is on this machine" in said
+    assert "models BEATs_iter3_plus_AS2M --download" in said
+
+
+def test_auto_is_a_large_encoder_that_is_here(own_caches, caplog):
+    own_caches.mkdir()
+    (own_caches / "BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2.pt").write_text("no encoder")
+    assert choose_model("auto") == "beats_nano"
+    (own_caches / "openbeats_i3.pt").write_text("a large one")
+    assert choose_model("auto") == "openbeats"
+    (own_caches / "BEATs_iter3_plus_AS2M.pt").write_text("the default")
+    assert choose_model("auto") == "BEATs_iter3_plus_AS2M"
+
+
+def test_what_auto_has_chosen_is_what_is_written_down(tmp_path):
+    extractor = BEATsFeatureExtractor("auto", "cpu")
+
+    assert extractor.model_path == "beats_nano"
+    assert BEATsModel.from_pretrained("auto").provenance["source"] == "beats_nano"
+
+
+def test_only_auto_means_auto():
+    with pytest.raises(CheckpointNotFoundError):
+        BEATsFeatureExtractor(device="cpu")  # the default model is that one, or an error
 
 
 @pytest.mark.skipif(not registry._bundled(registry.BUNDLED), reason="no model is bundled yet")

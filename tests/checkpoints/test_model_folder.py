@@ -95,6 +95,14 @@ def test_a_classifier_comes_back_with_everything_it_needs(tmp_path):
     torch.testing.assert_close(logits(loaded), logits(classifier), rtol=0, atol=0)
 
 
+def test_whoever_may_read_the_folder_may_read_the_weights(tmp_path):
+    folder = make_classifier().save_pretrained(tmp_path / "model")
+
+    modes = {file.name: file.stat().st_mode for file in folder.iterdir()}
+
+    assert modes["model.safetensors"] == modes["config.json"] == modes["README.md"]
+
+
 def test_a_classifier_that_reads_bands_comes_back_with_its_wider_head(tmp_path):
     torch.manual_seed(0)
     beats = BEATsModel(tiny_architecture())

@@ -150,6 +150,7 @@ def test_a_model_trained_with_adapters_is_a_plain_folder_that_loads_without_peft
 def test_the_first_adamw_step_moves_each_layer_by_its_own_rate(make, mode):
     trainer = make(
         mode,
+        model={"fit_head_first": False},
         data={"batch_size": 64},  # all clips: one step
         max_epochs=1,
         layer_decay=0.5,
@@ -187,7 +188,13 @@ class EnoughError(Exception):
 
 @pytest.mark.parametrize("mode", ALL_MODES)
 def test_the_preset_of_a_mode_is_what_the_optimiser_gets(make, mode, monkeypatch):
-    trainer = make(mode, learning_rate=None, max_epochs=None, data={"batch_size": None})
+    trainer = make(
+        mode,
+        learning_rate=None,
+        max_epochs=None,
+        data={"batch_size": None},
+        model={"fit_head_first": False},
+    )
     seen = {}
 
     def see(optimizer, training, num_steps, steps_per_epoch):
@@ -403,7 +410,13 @@ def test_class_balanced_sampling_hears_a_rare_class_as_often_as_the_others(
     make, mode, few_high, monkeypatch
 ):
     calls = watch_loss(monkeypatch)
-    trainer = make(mode, dataset=few_high, sampling="class_balanced", max_epochs=1)
+    trainer = make(
+        mode,
+        dataset=few_high,
+        sampling="class_balanced",
+        max_epochs=1,
+        model={"fit_head_first": False},
+    )
 
     trainer.train(verbose=False)
 

@@ -104,6 +104,8 @@ def save_model(
             json.dumps(config, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
             encoding="utf-8",
         )
+        # safetensors writes for the owner's eyes only; a model is read by whoever may read its folder.
+        shutil.copymode(unfinished / _CONFIG, unfinished / _WEIGHTS)
         write_card(unfinished / _CARD, target.name, config, metrics)
         for file in unfinished.iterdir():
             _flush(file)

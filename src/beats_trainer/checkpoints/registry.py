@@ -222,7 +222,7 @@ def _bundled(folder: Path) -> dict[str, dict[str, Any]]:
             "kind": config["kind"],
             "labels": None,
             "num_classes": None,
-            "how_to_get": "It comes with this package",
+            "how_to_get": f"{model.parent.name} comes with this package",
             "bundled": True,
         }
     return records

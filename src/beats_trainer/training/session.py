@@ -394,7 +394,7 @@ def _fit_network(
     from beats_trainer.training.fit import fit_network  # Lightning takes seconds to import
 
     is_begun = resume and run.last_checkpoint.is_file()
-    if config.model.fit_head_first and config.model.mode != "scratch" and not is_begun:
+    if config.model.fit_head_first and config.model.mode in ("full", "lora") and not is_begun:
         _fit_head_first(classifier, splits, config, progress)
     if config.model.mode != "lora":
         return fit_network(
