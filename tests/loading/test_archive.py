@@ -2,6 +2,8 @@
 
 import itertools
 import logging
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import torch
 
 from beats_trainer.audio import load_audio
 from beats_trainer.errors import AudioError, AudioNotFoundError, ConfigError, DatasetError
+from beats_trainer.loading import archive as archive_module
 from beats_trainer.loading.archive import Archive, ArchiveBatches
 
 RATE = 16_000
@@ -94,6 +97,20 @@ def test_files_that_are_gone_or_others_are_named_and_new_ones_do_not_matter(tmp_
 
     with pytest.raises(DatasetError, match=r"a\.wav is gone; .*b\.wav is another"):
         archive.require_unchanged()
+
+
+def test_a_file_of_the_same_size_but_another_date_is_a_warning(tmp_path, caplog):
+    for name in "ab":
+        write(tmp_path / f"{name}.wav", 1.0)
+    archive = Archive.scan(tmp_path)
+    os.utime(tmp_path / "b.wav", ns=(0, 0))
+
+    archive.require_unchanged()
+
+    (said,) = caplog.messages
+    assert said.startswith("Written anew since the run was begun")
+    assert "b.wav" in said
+    assert "a.wav" not in said
 
 
 def test_silence_is_told_from_sound(tmp_path, folder):
@@ -258,6 +275,27 @@ def test_a_file_that_turns_out_to_be_damaged_is_left_out_with_one_warning(tmp_pa
     heard = [step for step in steps if len(step.rows) < 20]
     assert len(heard) == 2  # once in each pass
     assert all(len(step.rows) == len(step.audio) for step in steps)
+
+
+def test_one_damaged_file_leaves_the_others_in_memory(tmp_path, monkeypatch):
+    for number in range(30):
+        write(tmp_path / f"{number:03}.wav", 1.0, number)
+    archive = Archive.scan(tmp_path)
+    (tmp_path / "007.wav").write_bytes(b"RIFF")
+    source = batches(archive)
+    first = first_steps(source, len(source.plan(0)))
+    read = []
+
+    def watch(file, *place):
+        read.append(Path(file).name)
+        return load_audio(file, *place)
+
+    monkeypatch.setattr(archive_module, "load_audio", watch)
+    again = first_steps(source, len(source.plan(0)))
+
+    assert set(read) == {"007.wav"}
+    for one, other in zip(first, again, strict=True):
+        assert torch.equal(one.audio.waveforms, other.audio.waveforms)
 
 
 def test_one_damaged_file_does_not_stop_a_run_whose_shares_are_single_windows(tmp_path):

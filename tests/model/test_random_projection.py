@@ -86,6 +86,13 @@ def test_it_is_stored_and_loaded_like_any_tokenizer(projection, tmp_path):
     assert "Nothing of it was trained" in (tmp_path / "tokenizer" / "README.md").read_text()
 
 
+def test_a_tokenizer_is_never_rounded_on_disk(tmp_path):
+    with pytest.raises(ValueError, match="gives other codes"):
+        save_model(RandomProjectionTokenizer(), tmp_path / "tokenizer", dtype=torch.float16)
+
+    assert not (tmp_path / "tokenizer").exists()
+
+
 def test_mixed_precision_changes_no_code():
     tokenizer = RandomProjectionTokenizer()
     waveforms = noise(2, 32_000)

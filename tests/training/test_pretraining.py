@@ -1,6 +1,11 @@
 """Pre-training as a whole: it ends, goes on where it was stopped, and is the same however it is divided."""
 
+import dataclasses
 import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -146,6 +151,22 @@ def test_a_run_that_was_stopped_ends_as_an_unbroken_one(
     assert_same_run(tmp_path / "whole", tmp_path / "broken")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+def test_a_run_that_was_killed_twice_ends_as_an_unbroken_one(recordings, tmp_path):
+    pretrain(recordings, tmp_path / "whole", dropout=0.1)
+    given = json.dumps(QUICK | {"dropout": 0.1, "size": dataclasses.astuple(TINY)})
+    script = str(Path(__file__).with_name("killed_pretraining.py"))
+
+    for stops_at, code in ((4, -signal.SIGKILL), (7, -signal.SIGKILL), (0, 0)):
+        arguments = [str(recordings), str(tmp_path / "broken"), given, str(stops_at)]
+        done = subprocess.run(
+            [sys.executable, script, *arguments], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == code, done.stderr
+
+    assert_same_run(tmp_path / "whole", tmp_path / "broken")
+
+
 def test_stored_labels_give_what_labels_on_the_fly_give_in_the_first_pass(recordings, tmp_path):
     plain = pretrain(recordings, tmp_path / "plain", iterations=1, steps=2)
     stored = pretrain(recordings, tmp_path / "stored", iterations=1, steps=2, store_labels=True)
@@ -184,6 +205,10 @@ def test_two_processes_do_what_one_does(recordings, tmp_path, iterations):
         for name in ("one", "two")
     ]
     torch.testing.assert_close(*codebooks, atol=1e-6, rtol=0)
+    first, second = (weights(tmp_path / name) for name in ("one", "two"))
+    for stage, tensors in first.items():
+        for name, tensor in tensors.items():
+            torch.testing.assert_close(second[stage][name], tensor, atol=2e-4, rtol=0)
 
 
 def test_continued_training_starts_from_the_checkpoint(recordings, tmp_path):

@@ -72,16 +72,20 @@ def save_model(
         provenance: Where it comes from: plain values.
         metrics: Test results by name, for the model card.
         dtype: Number format of the weights on disk, such as ``torch.float16`` for half the size; ``None`` leaves
-            them as they are. They are loaded in float32 whatever it is.
+            them as they are. They are loaded in float32 whatever it is. Not for tokenizers: some codes would be others.
 
     Returns:
         The folder.
 
     Raises:
         FileExistsError: If the folder holds something else.
-        ValueError: If thresholds name other classes, a class has no code, a value is not plain data, or the network still has
-            adapters.
+        ValueError: If thresholds name other classes, a class has no code, a value is not plain data, a tokenizer is to be
+            rounded, or the network still has adapters.
     """
+    if dtype is not None and isinstance(network, AcousticTokenizer | RandomProjectionTokenizer):
+        raise ValueError(
+            f"A tokenizer rounded to {dtype} gives other codes than it was used with: leave dtype out."
+        )
     folder = Path(folder).expanduser()
     target = folder.resolve()  # through links: the folder itself is renamed, not a link to it
     if (

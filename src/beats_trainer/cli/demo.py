@@ -161,9 +161,7 @@ def _config() -> "Config":
     return Config(
         experiment_name="demo",
         seed=_SEED,
-        data=DataConfig(
-            train_split=0.6, val_split=0.2, test_split=0.2, num_workers=0
-        ),
+        data=DataConfig(train_split=0.6, val_split=0.2, test_split=0.2, num_workers=0),
         model=ModelConfig(model_path=AUTO),
     )
 

@@ -147,20 +147,31 @@ class Archive:
     def require_unchanged(self) -> None:
         """Make sure that the files are what they were when they were listed; new ones do not matter.
 
+        A file of the same size but with another date is a warning: copying an archive gives it new dates.
+
         Raises:
             DatasetError: If one is gone, or has another size.
         """
-        changed = []
+        changed, redated = [], []
         for row in _records(self.table.drop_duplicates("file")):
             if not is_url(row["file"]):
-                size = os.path.getsize(row["file"]) if os.path.isfile(row["file"]) else None
-                if size != row["size"]:
-                    changed.append(f"{row['file']} is {'gone' if size is None else 'another'}")
+                status = os.stat(row["file"]) if os.path.isfile(row["file"]) else None
+                if status is None or status.st_size != row["size"]:
+                    changed.append(f"{row['file']} is {'gone' if status is None else 'another'}")
+                elif status.st_mtime_ns != row["changed_ns"]:
+                    redated.append(row["file"])
         if changed:
             more = f", and {len(changed) - 3} more" if len(changed) > 3 else ""
             raise DatasetError(
                 f"The recordings have changed since the run was begun: {'; '.join(changed[:3])}{more}. Put them back, "
                 "or begin a new run in another folder."
+            )
+        if redated:
+            logger.warning(
+                "Written anew since the run was begun, with the same size: %s%s. If the sound is another one, begin a "
+                "new run in another folder.",
+                ", ".join(redated[:3]),
+                f", and {len(redated) - 3} more" if len(redated) > 3 else "",
             )
 
     def not_among(
@@ -454,8 +465,8 @@ class ArchiveBatches:
         return waveforms
 
     def _waveform(self, clip: int, start: int, length: int) -> NDArray[np.float32]:
-        if self._waveforms is not None:
-            whole = self._waveforms[self._clip(clip)]
+        whole = None if self._waveforms is None else self._waveforms.get(self._clip(clip))
+        if whole is not None:
             first = start - int(self._starts[clip])
             waveform = whole[first : first + length]
         else:
@@ -468,13 +479,12 @@ class ArchiveBatches:
         return Clip(row["file"], float(row["start_s"]), float(row["duration_s"]))
 
     def _fill_cache(self) -> None:
-        """Decode everything once, if it fits; what cannot be read is found out window by window otherwise."""
+        """Decode everything once, if it fits; windows of what cannot be read as a whole are read one by one."""
         if self._waveforms is None and self.archive.total_s * SAMPLE_RATE * 4 < self.cache_gb * 1e9:
             clips = [self._clip(index) for index in range(len(self.archive.table))]
-            with contextlib.suppress(AudioError):
-                self._waveforms = read_into_memory(
-                    clips, int(self.cache_gb * 1e9), self.num_threads
-                )
+            self._waveforms = read_into_memory(
+                clips, int(self.cache_gb * 1e9), self.num_threads, skip_unreadable=True
+            )
 
 
 class _Failures:

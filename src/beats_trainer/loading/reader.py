@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from beats_trainer.audio import load_audio, probe_audio
 from beats_trainer.constants import SAMPLE_RATE
+from beats_trainer.errors import AudioError
 from beats_trainer.loading.clips import Clip
 
 __all__ = ["read_ahead", "read_into_memory"]
@@ -78,7 +79,7 @@ def read_ahead(
 
 
 def read_into_memory(
-    clips: Sequence[Clip], budget_bytes: int, num_threads: int
+    clips: Sequence[Clip], budget_bytes: int, num_threads: int, *, skip_unreadable: bool = False
 ) -> dict[Clip, NDArray[np.float32]] | None:
     """Decode clips once and keep them, if they fit.
 
@@ -86,13 +87,14 @@ def read_into_memory(
         clips: Files, or parts of files.
         budget_bytes: Memory that their samples may take, 4 bytes each at 16 kHz.
         num_threads: Threads that decode.
+        skip_unreadable: Leave out clips that cannot be read.
 
     Returns:
         The waveform ``(S,)`` of each clip, float32 at 16 kHz; ``None``, before anything is decoded, if
         they would take more memory.
 
     Raises:
-        AudioError: If a clip cannot be read.
+        AudioError: If a clip cannot be read, and they are not to be left out.
     """
     needed = 0.0
     for clip in clips:
@@ -111,6 +113,8 @@ def read_into_memory(
     )
     with contextlib.closing(stream):
         for clip, waveform in stream:
+            if isinstance(waveform, AudioError) and skip_unreadable:
+                continue
             if isinstance(waveform, Exception):
                 raise waveform
             waveforms[clip] = waveform
