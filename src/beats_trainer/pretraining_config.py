@@ -69,7 +69,7 @@ def _dimensions(
 
 
 SIZES: dict[str, Size] = {
-    "nano": Size(_dimensions(4, 192, 6, 192, 32, 12), 1, 128, 10_000, 160.0, 1e-3, 1e-3),
+    "nano": Size(_dimensions(4, 192, 6, 192, 32, 12), 1, 128, 20_000, 80.0, 1e-3, 1e-3),
     "small": Size(_dimensions(12, 384, 6, 384, 128), 1, 256, 50_000, 640.0, 5e-4, 2e-4),
     "base": Size(_dimensions(12, 768, 12, 512, 128), 2, 384, 100_000, 2800.0, 5e-4, 5e-5),
     "large": Size(_dimensions(24, 1024, 16, 512, 128), 2, 512, 100_000, 5600.0, 1e-4, 5e-5),
@@ -206,7 +206,7 @@ class PretrainingConfig(Settings):
 
         Example:
             >>> PretrainingConfig(architecture="nano").resolved().batch_s
-            160.0
+            80.0
         """
         config = copy.deepcopy(self)
         size = self.size
