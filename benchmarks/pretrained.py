@@ -1,6 +1,6 @@
 """What a small encoder has learned from recordings without labels: beside chance, and beside the plain spectrum.
 
-    python benchmarks/pretrained.py --esc10 esc10 --fsdd fsdd/recordings --model runs/nano/model [--seeds 3] [--quick]
+    python benchmarks/pretrained.py --esc10 esc10 --fsdd fsdd/recordings --model runs/nano/model [--seeds 0 1 2] [--quick]
                                     [--protocols linear knn attentive finetune] [--rows log-mel random model] [--json FILE]
 
 Rows: mean and deviation of the 128 log-mel bands; an encoder with random weights of the same size, one for each seed;
@@ -157,7 +157,7 @@ def main() -> None:
     parser.add_argument("--esc10", required=True)
     parser.add_argument("--fsdd", required=True)
     parser.add_argument("--model", required=True)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--speakers", nargs="+", default=["george", "theo"])
     parser.add_argument(
         "--protocols", nargs="+", default=["linear", "knn", "attentive", "finetune"]
@@ -171,7 +171,7 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.getLogger("beats_trainer").setLevel(logging.ERROR)
     if arguments.quick:
-        arguments.seeds, arguments.protocols = 1, ["linear", "knn"]
+        arguments.seeds, arguments.protocols = [0], ["linear", "knn"]
     sets = {"ESC-10": esc10(arguments.esc10), "FSDD": fsdd(arguments.fsdd)}
     found: dict[str, dict[str, list[float]]] = {}
 
@@ -183,11 +183,12 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as scratch:
         architecture = BEATsModel.from_pretrained(arguments.model).architecture
-        models = {"model": [arguments.model] * arguments.seeds, "random": []}
-        for seed in range(arguments.seeds):
+        models: dict[str, dict[int, str]] = {"model": {}, "random": {}}
+        for seed in arguments.seeds:
+            models["model"][seed] = arguments.model
             torch.manual_seed(seed)
-            models["random"].append(
-                str(BEATsModel(architecture).save_pretrained(f"{scratch}/random_{seed}"))
+            models["random"][seed] = str(
+                BEATsModel(architecture).save_pretrained(f"{scratch}/random_{seed}")
             )
         models = {row: sources for row, sources in models.items() if row in arguments.rows}
         rates = {"model": 3e-4, "random": 1e-3}
@@ -202,11 +203,10 @@ def main() -> None:
             features: list[tuple[str, dict[str, np.ndarray]]] = []
             if chosen and "log-mel" in arguments.rows:
                 values = spectrum(paths)
-                features.append(("log-mel", {"mean": values, "bands": values}))
+                features.append(("log-mel", {"mean": values}))
             for row, sources in models.items():
-                for seed in range(arguments.seeds if row == "random" else 1):
-                    if chosen:
-                        features.append((row, embeddings(sources[seed], paths)))
+                different = dict.fromkeys(sources.values()) if chosen else ()
+                features += [(row, embeddings(source, paths)) for source in different]
             for row, views in features:
                 for protocol, score in chosen.items():
                     for view, values in views.items():
@@ -220,11 +220,11 @@ def main() -> None:
                     continue
                 tested = parts if name == "ESC-10" else arguments.speakers
                 for row, sources in models.items():
-                    for seed in range(arguments.seeds):
+                    for seed, source in sources.items():
                         scores = [
                             trained(
                                 mode,
-                                sources[seed],
+                                source,
                                 table,
                                 part,
                                 seed,
