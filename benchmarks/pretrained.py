@@ -10,8 +10,8 @@ probe and the number of neighbours by cross-validation on the training clips, in
 
 - linear, knn: logistic regression, and nearest neighbours by cosine, on standardised embeddings of the last layer: the mean
   over all tokens, and (bands) the mean over time of each frequency band;
-- attentive: `BEATsTrainer` in mode attentive;
-- finetune: in mode full, 15 epochs, from a fitted head; at 3e-4, from random weights at 1e-3, which suits them better.
+- attentive: `BEATsTrainer` in mode attentive, 50 epochs at most;
+- finetune: in mode full, 15 epochs: from a fitted head, at 3e-4; from random weights plainly and at 1e-3, which suits them better.
 """
 
 import argparse
@@ -115,8 +115,8 @@ def trained(
     table: pd.DataFrame,
     part: str,
     seed: int,
-    epochs: int | None,
-    learning_rate: float | None,
+    epochs: int,
+    is_random: bool,
     folder: str,
 ) -> float:
     """Accuracy of a classifier that `BEATsTrainer` has trained."""
@@ -130,14 +130,18 @@ def trained(
     frame = pd.DataFrame({"filename": table["path"], "category": table["label"], "split": split})
     config = Config(
         data=DataConfig(num_workers=0),
-        model=ModelConfig(mode=mode, model_path=model),  # type: ignore[arg-type]
+        model=ModelConfig(
+            mode=mode,  # type: ignore[arg-type]
+            model_path=model,
+            fit_head_first=mode == "attentive" or not is_random,
+        ),
         training=TrainingConfig(
             max_epochs=epochs,
             patience=epochs,
             device="cpu",
             precision="auto",
             calibrate=False,
-            learning_rate=learning_rate,
+            learning_rate=None if mode == "attentive" else 1e-3 if is_random else 3e-4,
             layer_decay=1.0,
         ),
         seed=seed,
@@ -191,7 +195,6 @@ def main() -> None:
                 BEATsModel(architecture).save_pretrained(f"{scratch}/random_{seed}")
             )
         models = {row: sources for row, sources in models.items() if row in arguments.rows}
-        rates = {"model": 3e-4, "random": 1e-3}
         for name, table in sets.items():
             paths, labels = table["path"].tolist(), table["label"].to_numpy()
             groups = table["group"].to_numpy()
@@ -215,7 +218,10 @@ def main() -> None:
                             for part in parts
                         ]
                         note(row, f"{name} {protocol}, {view}", statistics.fmean(scores))
-            for protocol, mode in (("attentive", "attentive"), ("finetune", "full")):
+            for protocol, mode, epochs in (
+                ("attentive", "attentive", 50),
+                ("finetune", "full", arguments.epochs),
+            ):
                 if protocol not in arguments.protocols:
                     continue
                 tested = parts if name == "ESC-10" else arguments.speakers
@@ -228,8 +234,8 @@ def main() -> None:
                                 table,
                                 part,
                                 seed,
-                                arguments.epochs if mode == "full" else None,
-                                rates[row] if mode == "full" else None,
+                                epochs,
+                                row == "random",
                                 f"{scratch}/runs",
                             )
                             for part in tested
