@@ -79,7 +79,7 @@ class BEATsFeatureExtractor:
     Args:
         model_path: A registry name (``"openbeats"``), a checkpoint file, a model folder, a hub
             repository ``"owner/name"``, or a loaded `BEATsModel`. ``None`` is BEATs_iter3_plus_AS2M,
-            found on disk or downloaded. ``"auto"`` downloads nothing: the first of the large encoders that is on
+            found on disk or downloaded. ``"auto"`` downloads nothing: the first of the large models that is on
             this machine, else beats_nano, which comes with the package; it says which.
         device: ``"cpu"``, ``"cuda"``, ``"mps"``; ``None`` or ``"auto"`` takes the fastest there is.
         layer: Which layer's output to use: 0 (the first layer's input) to L, negative from the end.

@@ -75,10 +75,12 @@ def test_auto_is_the_packages_own_model_where_no_large_one_is_here_and_says_so(c
     assert "models BEATs_iter3_plus_AS2M --download" in said
 
 
-def test_auto_is_a_large_encoder_that_is_here(own_caches, caplog):
+def test_auto_is_a_large_model_that_is_here_rather_an_encoder_than_a_classifier(own_caches):
     own_caches.mkdir()
-    (own_caches / "BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2.pt").write_text("no encoder")
+    (own_caches / "Tokenizer_iter3.pt").write_text("no model")
     assert choose_model("auto") == "beats_nano"
+    (own_caches / "BEATs_iter3_finetuned_on_AS2M_cpt1.pt").write_text("a classifier")
+    assert choose_model("auto") == "BEATs_iter3_finetuned_on_AS2M_cpt1"
     (own_caches / "openbeats_i3.pt").write_text("a large one")
     assert choose_model("auto") == "openbeats"
     (own_caches / "BEATs_iter3_plus_AS2M.pt").write_text("the default")

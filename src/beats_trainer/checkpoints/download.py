@@ -103,8 +103,9 @@ def choose_model(source: PathLike) -> PathLike:
         source: What a user names as a model.
 
     Returns:
-        For ``"auto"`` the name of the first encoder that is on this machine, in the registry's order (the
-        default model comes first), or of the one that comes with this package. Anything else as it is.
+        For ``"auto"`` the name of the first large model that is on this machine, encoders before classifiers and
+        each in the registry's order (the default model comes first), or of the one that comes with this package.
+        Anything else as it is.
 
     Example:
         >>> choose_model("openbeats")
@@ -112,11 +113,13 @@ def choose_model(source: PathLike) -> PathLike:
     """
     if source != AUTO:
         return source
-    for name, record in list_available_models().items():
-        is_large = record["kind"] == "encoder" and not record.get("bundled")
-        if is_large and find_checkpoint(name) is not None:
-            logger.info("Using %s, which is on this machine.", name)
-            return name
+    records = list_available_models()
+    for kind in ("encoder", "classifier"):
+        for name, record in records.items():
+            is_meant = record["kind"] == kind and not record.get("bundled")
+            if is_meant and find_checkpoint(name) is not None:
+                logger.info("Using %s, which is on this machine.", name)
+                return name
     logger.warning(
         "Using %s, the small encoder that comes with this package, for none of the large ones is on this machine. "
         "They know far more sounds: beats-trainer models %s --download",

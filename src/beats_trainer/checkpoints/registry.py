@@ -34,7 +34,7 @@ SMALL_MODEL = "beats_nano"
 """What comes with the package."""
 
 AUTO = "auto"
-"""Says: the first of the large encoders that is on this machine, else ``SMALL_MODEL``."""
+"""Says: the first of the large models that is on this machine, else ``SMALL_MODEL``."""
 
 BUNDLED = Path(__file__).parent / "bundled"
 """Model folders that come with the package, by name."""
