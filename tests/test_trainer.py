@@ -34,6 +34,7 @@ from beats_trainer.feature_extractor import BEATsFeatureExtractor
 from beats_trainer.model import Architecture, BEATs
 from beats_trainer.predictor import BEATsPredictor
 from beats_trainer.trainer import BEATsTrainer
+from beats_trainer.training import embedded
 from tones import TINY, head_config, tiny_config, write_tones
 
 
@@ -291,6 +292,27 @@ def test_what_is_fine_tuned_starts_from_a_head_that_was_fitted_on_the_frozen_net
 
     np.testing.assert_allclose(scores["first"], scores["head"], atol=1e-4)
     assert np.abs(scores["fresh"] - scores["head"]).max() > 0.05
+
+
+def test_the_head_is_fitted_on_as_much_of_a_recording_as_training_hears(
+    tones, base, tmp_path, monkeypatch
+):
+    config = head_config(base, max_epochs=1)
+    config.model.mode = "full"
+    config.data.max_duration_s = 0.25
+    heard = []
+    encode = embedded.encode_clips
+
+    def watch(network, clips, **options):
+        heard.append({clip.duration_s for clip in clips})
+        return encode(network, clips, **options)
+
+    monkeypatch.setattr(embedded, "encode_clips", watch)
+
+    BEATsTrainer.from_directory(tones, config, log_dir=tmp_path).train(verbose=False)
+
+    assert heard[0] == {0.25}  # training and validation clips, for the head
+    assert heard[1] == {None}  # what is measured is measured whole
 
 
 def test_old_style_freeze_backbone_false_alone_trains_the_backbone(tones, config, tmp_path):

@@ -91,12 +91,20 @@ class EmbeddingCache:
         classifier: Whose encoder and pooling it belongs to.
         config: Batch size, precision, reading threads; resolved.
         task: What the tables' targets are.
+        max_duration_s: Seconds of each clip's beginning that are encoded; ``None``: all of it.
     """
 
-    def __init__(self, classifier: BEATsClassifier, config: Config, task: Task) -> None:
+    def __init__(
+        self,
+        classifier: BEATsClassifier,
+        config: Config,
+        task: Task,
+        max_duration_s: float | None = None,
+    ) -> None:
         self.num_classes = len(classifier.labels)
         self.config = config
         self.task: Task = task
+        self.max_duration_s = max_duration_s
         self._embeddings: dict[Clip, NDArray[np.float32]] = {}
 
     def split(
@@ -115,7 +123,7 @@ class EmbeddingCache:
         Raises:
             AudioError: If a recording cannot be read; names the file and the reason.
         """
-        clips = [clips_of(table) for table in tables]
+        clips = [clips_of(table, self.max_duration_s) for table in tables]
         new = list(dict.fromkeys(c for part in clips for c in part if c not in self._embeddings))
         if new:
             encoded = encode_clips(

@@ -329,7 +329,7 @@ def _fit_head_first(
     ):
         setattr(probing.training, name, getattr(preset, name))
     probing.data.batch_size = preset.batch_size
-    cache = EmbeddingCache(classifier, config, splits.task)
+    cache = EmbeddingCache(classifier, config, splits.task, config.data.max_duration_s)
     embedded = _embed(classifier, splits, ("train", "val"), cache, progress)
     _fit_head(classifier, embedded, probing, progress)
 
