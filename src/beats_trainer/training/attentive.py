@@ -21,7 +21,6 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from beats_trainer.audio import probe_audio
@@ -86,13 +85,13 @@ class TokenFeatures:
             Embeddings, shape ``(B, D)``, float32 on the pooling's device.
         """
         device = pooling.layer_weights.device
-        weights = pooling.mix_weights()
-        mixed = [
-            _mix_layers(weights, self.tokens[row].to(device, non_blocking=True))
+        tokens = [
+            self.tokens[row].to(device, non_blocking=True)
             for row in (range(len(self)) if rows is None else rows)
         ]
-        token_lengths = torch.tensor([len(tokens_TD) for tokens_TD in mixed])
-        return pooling.attend(pad_sequence(mixed, batch_first=True), token_lengths).result()
+        token_lengths = torch.tensor([tokens_LTD.shape[1] for tokens_LTD in tokens])
+        mixed_BTD = _mix_layers(pooling.mix_weights(), tokens)
+        return pooling.attend(mixed_BTD, token_lengths).result()
 
     @torch.inference_mode()
     def embed(self, pooling: AttentivePooling, batch_size: int = 64) -> EmbeddedSplit:
@@ -402,28 +401,38 @@ def fit_attentive_of(
     )
 
 
-def _mix_layers(weights_L: Tensor, tokens_LTD: Tensor) -> Tensor:
-    """Mix a clip's normed layers to ``(T, D)``, float32."""
-    mixed = _MixLayers.apply(weights_L, tokens_LTD)  # type: ignore[no-untyped-call]
-    assert isinstance(mixed, Tensor)
-    return mixed
+def _mix_layers(weights_L: Tensor, tokens: Sequence[Tensor]) -> Tensor:
+    """Mix the normed layers ``(L + 1, T, D)`` of each clip to ``(B, T, D)``, float32, with zeros behind short ones."""
+    mixed_BTD = _MixLayers.apply(weights_L, *tokens)  # type: ignore[no-untyped-call]
+    assert isinstance(mixed_BTD, Tensor)
+    return mixed_BTD
 
 
 class _MixLayers(torch.autograd.Function):
-    """A weighted sum of float16 layers whose gradient keeps them in float16.
+    """Weighted sums of float16 layers whose gradient keeps them in float16.
 
-    Autograd would keep every batch's tokens in float32 until its step: gigabytes, to save 13 numbers.
+    Autograd would keep every batch's tokens in float32 until its step: gigabytes, to save 13 numbers. And the
+    gradient of `pad_sequence` is as large as the batch once for each of its clips.
     """
 
     @staticmethod
-    def forward(ctx: Any, weights_L: Tensor, tokens_LTD: Tensor) -> Tensor:
-        ctx.save_for_backward(tokens_LTD)
-        return (weights_L @ tokens_LTD.float().flatten(1)).view(tokens_LTD.shape[1:])
+    def forward(ctx: Any, weights_L: Tensor, *tokens: Tensor) -> Tensor:
+        ctx.save_for_backward(*tokens)
+        longest = max(tokens_LTD.shape[1] for tokens_LTD in tokens)
+        mixed_BTD = weights_L.new_zeros(len(tokens), longest, tokens[0].shape[2])
+        for mixed_TD, tokens_LTD in zip(mixed_BTD, tokens, strict=True):
+            mixed = weights_L @ tokens_LTD.float().flatten(1)
+            mixed_TD[: tokens_LTD.shape[1]] = mixed.view(tokens_LTD.shape[1:])
+        return mixed_BTD
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (tokens_LTD,) = ctx.saved_tensors
-        return tokens_LTD.float().flatten(1) @ gradients[0].flatten(), None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient_BTD,) = gradients
+        parts = [
+            tokens_LTD.float().flatten(1) @ gradient_TD[: tokens_LTD.shape[1]].flatten()
+            for gradient_TD, tokens_LTD in zip(gradient_BTD, ctx.saved_tensors, strict=True)
+        ]
+        return (torch.stack(parts).sum(dim=0), *(None for _ in parts))
 
 
 def _bytes_per_clip(
