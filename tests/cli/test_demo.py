@@ -50,14 +50,8 @@ def test_it_leaves_a_model_and_commands_that_work(short, tmp_path, monkeypatch, 
 
 
 def test_a_result_no_better_than_guessing_is_an_error(short, tmp_path, monkeypatch, capsys):
-    whole = demo._config
-
-    def config():
-        settings = whole()
-        settings.training.learning_rate = 1e-9  # learns nothing
-        return settings
-
-    monkeypatch.setattr(demo, "_config", config)
+    same = demo_sounds.make_clip("tone", np.random.default_rng(0))
+    monkeypatch.setattr(demo_sounds, "make_clip", lambda kind, random: same)
 
     assert main(["demo", "-o", str(tmp_path / "demo")]) == 1
 
