@@ -52,6 +52,7 @@ _FREE_SETTINGS = (
 )
 """Settings that a run may go on with others of: what it learns does not depend on them."""
 _MUCH_SILENCE = 0.5
+_MANY_PASSES = 300
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ class BEATsPretrainer:
             )
             stages.check()
             if not self._config_file.is_file():
-                self._check_sound(archive, config)
+                self._check_sound(archive, train, config)
                 archive.write(self._recordings_file)
                 config.to_yaml(self._config_file)  # last: with it a run is begun
             log.info(
@@ -269,11 +270,22 @@ class BEATsPretrainer:
                 "its config.yaml, or begin a new run in another folder."
             )
 
-    def _check_sound(self, archive: Archive, config: PretrainingConfig) -> None:
+    def _check_sound(self, archive: Archive, train: Archive, config: PretrainingConfig) -> None:
+        """Listen to some of it, and count how often all of it would be heard."""
         silent = archive.require_sound(config.window_s)
         if silent > _MUCH_SILENCE:
             warnings.warn(
                 f"{silent:.0%} of the windows that were listened to are digital silence: little is learned from "
                 "them. Leave such recordings out with exclude.",
+                stacklevel=3,
+            )
+        assert config.steps is not None  # resolved, as all that follows from the size
+        assert config.batch_s is not None
+        passes = config.steps * config.batch_s / train.total_s
+        if passes > _MANY_PASSES:
+            warnings.warn(
+                f"{config.steps:,} steps of {config.batch_s:g} s hear {train.total_s / 3600:.2f} hours {passes:,.0f} times over "
+                f"in each iteration: after {_MANY_PASSES} times little is learned but these very recordings. Take fewer "
+                f"steps ({_MANY_PASSES * train.total_s / config.batch_s:,.0f}), or more recordings.",
                 stacklevel=3,
             )

@@ -5,6 +5,7 @@ import json
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from safetensors.torch import load_file
 from beats_trainer import BEATsFeatureExtractor, BEATsModel, BEATsPretrainer, load_tokenizer
 from beats_trainer import pretraining_config as settings
 from beats_trainer.errors import CodebookCollapseError, ConfigError, DatasetError
-from beats_trainer.training import pretraining_module
+from beats_trainer.training import pretraining_module, pretraining_stages
 
 TINY = settings.Size(
     {
@@ -288,6 +289,21 @@ def test_too_little_sound_is_found_before_anything_is_trained(recordings, tmp_pa
         pretrain(recordings, tmp_path / "run", batch_s=600.0)
 
     assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_many_passes_over_little_sound_are_said_before_anything_is_trained(
+    recordings, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(pretraining_stages.Stages, "run", lambda *_: pytest.fail("it trains"))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for steps in (200, 2_000):
+            with pytest.raises(pytest.fail.Exception, match="it trains"):
+                pretrain(recordings, tmp_path / str(steps), steps=steps)
+
+    (words,) = [str(warning.message) for warning in said if "times over" in str(warning.message)]
+    assert words.startswith("2,000 steps of 8 s hear 0.01 hours")
+    assert "Take fewer steps" in words
 
 
 def test_silence_is_no_sound(tmp_path):
