@@ -2,10 +2,10 @@
 
     python benchmarks/pretrained.py --esc10 esc10 --fsdd fsdd/recordings --model runs/nano/model [--seeds 0 1 2] [--quick]
                                     [--protocols linear knn attentive finetune] [--rows log-mel random model]
-                                    [--sets ESC-10 FSDD] [--views mean bands] [--json FILE]
+                                    [--sets ESC-10 FSDD] [--views mean bands] [--folds 5] [--json FILE]
 
 Rows: mean and deviation of the 128 log-mel bands; an encoder with random weights of the same size, one for each seed;
-the model. Columns: ESC-10's fold 5, the others for training; FSDD, each speaker held out in turn (``--quick``, and what
+the model. Columns: ESC-10's fold 5 (or each of ``--folds`` in turn), the others for training; FSDD, each speaker held out in turn (``--quick``, and what
 trains a network: the two speakers of ``--speakers`` only). Nothing is chosen on what is tested: the penalty of the linear
 probe and the number of neighbours by cross-validation on the training clips, in whole groups, epochs on a tenth of them.
 
@@ -42,25 +42,15 @@ from beats_trainer.embeddings.encode import encode_clips
 from beats_trainer.model.fbank import KaldiFbank
 
 LEAST_SAMPLES = 2_800
-EPOCHS = {
-    ("ESC-10", "attentive"): 50,
-    ("ESC-10", "finetune"): 15,
-    ("FSDD", "attentive"): 25,
-    ("FSDD", "finetune"): 6,
-}
-
-TRAINED = {
-    "ESC-10": [("attentive", "attentive", "mean"), ("finetune", "full", "mean")],
-    "FSDD": [
-        ("attentive", "attentive", "mean"),
-        ("finetune", "full", "mean"),
-        ("finetune", "full", "bands"),
-    ],
+MODES = {"attentive": "attentive", "finetune": "full"}
+TRAINED: dict[str, list[tuple[str, str | None, int]]] = {  # protocol, view (None: learned), epochs
+    "ESC-10": [("attentive", None, 50), ("finetune", "mean", 15)],
+    "FSDD": [("attentive", None, 25), ("finetune", "mean", 6), ("finetune", "bands", 6)],
 }
 
 
-def esc10(folder: str) -> pd.DataFrame:
-    """Files, classes, groups (recordings), and fold 5 as the one part to test on."""
+def esc10(folder: str, folds: list[int]) -> pd.DataFrame:
+    """Files, classes, groups (recordings), and folds as parts to test on; "" where a fold is only trained on."""
     table = pd.read_csv(Path(folder) / "esc10.csv")
     name = next(column for column in ("filename", "file") if column in table.columns)
     paths = [str(Path(folder) / "audio" / file) for file in table[name]]
@@ -69,7 +59,7 @@ def esc10(folder: str) -> pd.DataFrame:
             "path": paths,
             "label": table["category"],
             "group": table["src_file"].astype(str),
-            "part": table["fold"].map(lambda fold: "fold 5" if fold == 5 else ""),
+            "part": table["fold"].map(lambda fold: f"fold {fold}" if fold in folds else ""),
         }
     )
 
@@ -189,6 +179,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", default=["log-mel", "random", "model"])
     parser.add_argument("--sets", nargs="+", default=["ESC-10", "FSDD"])
     parser.add_argument("--views", nargs="+", default=["mean", "bands"])
+    parser.add_argument("--folds", type=int, nargs="+", default=[5])
     parser.add_argument(
         "--quick", action="store_true", help="one seed, linear and knn, two speakers"
     )
@@ -197,7 +188,7 @@ def main() -> None:
     logging.getLogger("beats_trainer").setLevel(logging.ERROR)
     if arguments.quick:
         arguments.seeds, arguments.protocols = [0], ["linear", "knn"]
-    sets = {"ESC-10": esc10(arguments.esc10), "FSDD": fsdd(arguments.fsdd)}
+    sets = {"ESC-10": esc10(arguments.esc10, arguments.folds), "FSDD": fsdd(arguments.fsdd)}
     sets = {name: sets[name] for name in arguments.sets}
     found: dict[str, dict[str, list[float]]] = {}
 
@@ -242,22 +233,23 @@ def main() -> None:
                             for part in parts
                         ]
                         note(row, f"{name} {protocol}, {view}", statistics.fmean(scores))
-            for protocol, mode, view in TRAINED[name]:
-                if protocol not in arguments.protocols or view not in arguments.views:
+            for protocol, view, epochs in TRAINED[name]:
+                is_left_out = view is not None and view not in arguments.views
+                if protocol not in arguments.protocols or is_left_out:
                     continue
                 tested = parts if name == "ESC-10" else arguments.speakers
-                column = f"{name} {protocol}" + (f", {view}" if protocol == "finetune" else "")
+                column = f"{name} {protocol}" + (f", {view}" if view else "")
                 for row, sources in models.items():
                     for seed, source in sources.items():
                         scores = [
                             trained(
-                                mode,
-                                view,
+                                MODES[protocol],
+                                view or "mean",
                                 source,
                                 table,
                                 part,
                                 seed,
-                                EPOCHS[name, protocol],
+                                epochs,
                                 row == "random",
                                 f"{scratch}/runs",
                             )
