@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from beats_trainer import BEATsFeatureExtractor, BEATsModel, BEATsPretrainer, load_tokenizer
 from beats_trainer import pretraining_config as settings
 from beats_trainer.errors import CodebookCollapseError, ConfigError, DatasetError
+from beats_trainer.loading.archive import Archive, ArchiveBatches
 from beats_trainer.training import pretraining_module, pretraining_stages
 
 TINY = settings.Size(
@@ -295,15 +296,20 @@ def test_many_passes_over_little_sound_are_said_before_anything_is_trained(
     recordings, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(pretraining_stages.Stages, "run", lambda *_: pytest.fail("it trains"))
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        for steps in (200, 2_000):
+    archive, _ = Archive.scan(recordings).split(0.2, 42)
+    steps_of_a_pass = len(ArchiveBatches(archive, 2.0, 8.0, 42).plan(0))
+    said = {}
+    for passes in (300, 301):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
             with pytest.raises(pytest.fail.Exception, match="it trains"):
-                pretrain(recordings, tmp_path / str(steps), steps=steps)
+                pretrain(recordings, tmp_path / str(passes), steps=passes * steps_of_a_pass)
+        said[passes] = [str(warning.message) for warning in caught]
 
-    (words,) = [str(warning.message) for warning in said if "times over" in str(warning.message)]
-    assert words.startswith("2,000 steps of 8 s hear 0.01 hours")
-    assert "Take fewer steps" in words
+    assert not [words for words in said[300] if "times over" in words]
+    (words,) = [words for words in said[301] if "times over" in words]
+    assert "hear 0.01 hours about 301 times over" in words
+    assert f"Take fewer steps ({300 * steps_of_a_pass:,} are 300 times)" in words
 
 
 def test_silence_is_no_sound(tmp_path):

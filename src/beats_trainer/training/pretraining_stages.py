@@ -174,6 +174,10 @@ class Stages:
             )
         self._batches(self.config.seed)
 
+    def count_passes(self) -> float:
+        """Count how often an encoder hears the archive in an iteration."""
+        return settled(self.config.steps) / len(self._batches(self.config.seed).plan(0))
+
     # -- tokenizers ----------------------------------------------------------------------------------------------
 
     def _make_tokenizer(self, iteration: int, stage: StageFolder) -> None:
